@@ -1,0 +1,393 @@
+"""The office-log world: people and projects with facts, written down as a log.
+
+Everything is deterministic from the random generator it is given. Texts are made as lists of
+*fragments* whose borders are token borders of the embedded tokenizer (a fragment may start with
+a space and never splits a word, a number or a run of punctuation marks), so that training can
+tokenise by table look-up what sessions later see as plain text.
+
+Two variants:
+
+- easy: one line holds all facts of an entry, and its name is a single token;
+- hard: facts are scattered over several lines, or names take several tokens, or both.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sfi_agent.embedded import lexicon
+from sfi_agent.embedded.lexicon import Field
+from sfi_agent.errors import InputError, explain
+
+__all__ = [
+    "MAX_LOG_TOKENS",
+    "VARIANTS",
+    "Entity",
+    "Office",
+    "approximate_tokens",
+    "make_office",
+    "name_fragments",
+    "phrase_fragments",
+    "sentence_fragments",
+]
+
+VARIANTS = ("easy", "hard")
+MAX_LOG_TOKENS = 9216
+"""Longest log that can be made: the easy names give out beyond it."""
+_MIN_LOG_TOKENS = 160
+_PRE_TOKEN = re.compile(r" ?[^\W\d_]+|\d| ?[^\w\s]+|\s|_")
+
+_THINGS = (
+    " printer| lift| coffee machine| front door| heating| projector| server| phone line| window"
+    "| water cooler| copier| gate| alarm| carpet| fridge"
+).split("|")
+_EVENTS = (
+    " was repaired| was out of order| was cleaned| needs a new part| made a loud noise"
+    "| was checked twice| was switched off| works again| was moved to the hall| got a new sign"
+).split("|")
+_TIMES = (
+    "| in the morning| before lunch| at noon| after lunch| late in the day| around six"
+    "| for an hour| once more"
+).split("|")
+_ERRANDS = (
+    " brought cake| called about the parking| asked for new chairs| was late| left early"
+    "| cleaned the kitchen| lost an umbrella| ordered paper| booked the hall| fed the fish"
+).split("|")
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A person or a project and everything the log says about it.
+
+    Attributes:
+        kind: "person" or "project".
+        name: Without a leading space; two words for hard names.
+        facts: Field key to value; every value is a string.
+    """
+
+    kind: str
+    name: str
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """One log with the truth behind it.
+
+    Attributes:
+        day: Weekday in the header of the log.
+        variant: "easy" or "hard".
+        people, projects: All entries, in no particular order; names are unique.
+        person_fields, project_fields: The fields that every entry of this log has.
+        fragments: The log's text in pieces; `"".join(fragments)` is `log`.
+    """
+
+    day: str
+    variant: str
+    people: tuple[Entity, ...]
+    projects: tuple[Entity, ...]
+    person_fields: tuple[Field, ...]
+    project_fields: tuple[Field, ...]
+    fragments: tuple[str, ...]
+
+    @property
+    def log(self) -> str:
+        """The log as text, header first, without a newline at the end."""
+        return "".join(self.fragments)
+
+    def entity(self, name: str) -> Entity:
+        """The entry of this name; KeyError when the log has none."""
+        for entity in (*self.people, *self.projects):
+            if entity.name == name:
+                return entity
+        raise KeyError(name)
+
+    def fields_of(self, kind: str) -> tuple[Field, ...]:
+        """Fields that every entry of this kind has."""
+        return self.person_fields if kind == "person" else self.project_fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    prefix: str
+    joiner: str
+    shuffle_facts: bool
+    scattered: bool
+    long_names: bool
+
+
+@lru_cache(maxsize=65536)
+def approximate_tokens(fragment: str) -> int:
+    """Estimated token count of a piece of text, without the tokenizer.
+
+    Words of the lexicon are one token, a three-syllable part of a hard name about three.
+    """
+    count = 0
+    for piece in _PRE_TOKEN.findall(fragment):
+        word = piece.strip()
+        known = word.islower() or word in _ONE_TOKEN_NAMES or not word.isalpha()
+        count += 1 if known else 3
+    return count
+
+
+_ONE_TOKEN_NAMES = frozenset(
+    (*lexicon.EASY_PERSON_NAMES, *lexicon.EASY_PROJECT_NAMES, *lexicon.CITIES, *lexicon.MONTHS)
+)
+
+
+def name_fragments(name: str) -> list[str]:
+    """A name as fragments with their leading spaces."""
+    return [" " + word for word in name.split(" ")]
+
+
+def phrase_fragments(field: Field, value: str) -> list[str]:
+    """A fact as fragments, such as " sits in room", " 412"."""
+    if field.link:
+        return [field.phrase, *name_fragments(value)]
+    return [field.phrase, " " + value]
+
+
+def sentence_fragments(
+    entity: Entity, fields: tuple[Field, ...] | list[Field], joiner: str = ","
+) -> list[str]:
+    """One sentence that states the given facts in the given order, full stop included."""
+    parts = name_fragments(entity.name)
+    last = len(fields) - 1
+    for index, field in enumerate(fields):
+        if index:
+            parts.append(" and" if index == last else joiner)
+        parts.extend(phrase_fragments(field, entity.facts[field.key]))
+    parts.append(".")
+    return parts
+
+
+def make_office(
+    rng: random.Random,
+    variant: str,
+    log_tokens: int,
+    *,
+    required: frozenset[str] = frozenset(),
+    count: Callable[[str], int] = approximate_tokens,
+) -> Office:
+    """Draw an office and write its log of about `log_tokens` tokens (within some 10 %).
+
+    Args:
+        rng: Source of every choice.
+        variant: "easy" or "hard".
+        log_tokens: Length aimed at, 160 to `MAX_LOG_TOKENS` tokens.
+        required: Person fields that must not be left out.
+        count: Token count of one fragment.
+
+    Raises:
+        InputError: Unknown variant or a length out of range.
+    """
+    _check(variant, log_tokens)
+    style = _draw_style(rng, variant)
+    person_fields = _draw_fields(rng, lexicon.PERSON_FIELDS, rng.randint(1, 3), required)
+    project_fields = _draw_fields(rng, lexicon.PROJECT_FIELDS, rng.randint(0, 1), frozenset())
+    filler_share = rng.uniform(0.03, 0.2)
+    people, projects = _draw_entities(
+        rng, style, person_fields, project_fields, log_tokens * (1 - filler_share), count
+    )
+    day = rng.choice(lexicon.DAYS)
+    lines = [
+        line
+        for entity in (*people, *projects)
+        for line in _entity_lines(
+            rng, entity, person_fields if entity.kind == "person" else project_fields, style
+        )
+    ]
+    lines.extend(_fillers(rng, people, log_tokens - _total(lines, style, count), style, count))
+    rng.shuffle(lines)
+    fragments = ["Office log of ", day, ":"]
+    for index, line in enumerate(lines):
+        fragments.append("\n")
+        fragments.extend(_prefix(rng, style, index))
+        fragments.extend(line)
+    return Office(
+        day, variant, people, projects, person_fields, project_fields, tuple(fragments)
+    )
+
+
+def _check(variant: str, log_tokens: int) -> None:
+    if variant not in VARIANTS:
+        raise InputError(
+            explain("Making an office log", got=f"variant {variant!r}", allowed=str(VARIANTS))
+        )
+    if not _MIN_LOG_TOKENS <= log_tokens <= MAX_LOG_TOKENS:
+        raise InputError(
+            explain(
+                "Making an office log",
+                got=f"log_tokens {log_tokens!r}",
+                allowed=f"{_MIN_LOG_TOKENS} to {MAX_LOG_TOKENS}",
+            )
+        )
+
+
+def _draw_style(rng: random.Random, variant: str) -> _Style:
+    scattered = long_names = False
+    if variant == "hard":
+        scattered, long_names = rng.choice(((True, False), (False, True), (True, True)))
+    return _Style(
+        prefix=rng.choice(("-", "-", "*", "time", "#")),
+        joiner=rng.choice((",", ",", ";")),
+        shuffle_facts=rng.random() < 0.6,
+        scattered=scattered,
+        long_names=long_names,
+    )
+
+
+def _draw_fields(
+    rng: random.Random, fields: tuple[Field, ...], dropped: int, required: frozenset[str]
+) -> tuple[Field, ...]:
+    kept = list(fields)
+    for _ in range(dropped):
+        keys = {field.key for field in kept}
+        choices = [
+            field
+            for field in kept
+            if field.key not in required
+            and not (field.key in {"manager", "cover"} and not {"manager", "cover"} <= keys)
+        ]
+        kept.remove(rng.choice(choices))
+    rng.shuffle(kept)
+    return tuple(kept)
+
+
+def _draw_names(rng: random.Random, kind: str, number: int, style: _Style) -> list[str]:
+    if not style.long_names:
+        pool = lexicon.EASY_PERSON_NAMES if kind == "person" else lexicon.EASY_PROJECT_NAMES
+        return rng.sample(pool, min(number, len(pool)))
+    names: dict[str, None] = {}
+    while len(names) < number:
+        words = [
+            rng.choice(lexicon.FIRST_SYLLABLES)
+            + rng.choice(lexicon.SECOND_SYLLABLES)
+            + rng.choice(lexicon.LAST_SYLLABLES)
+            for _ in range(2)
+        ]
+        names.setdefault(" ".join(words))
+    return list(names)
+
+
+def _draw_entities(
+    rng: random.Random,
+    style: _Style,
+    person_fields: tuple[Field, ...],
+    project_fields: tuple[Field, ...],
+    budget_tokens: float,
+    count: Callable[[str], int],
+) -> tuple[tuple[Entity, ...], tuple[Entity, ...]]:
+    """As many people and projects as fill `budget_tokens`, a fifth of them projects or fewer."""
+    project_share = rng.uniform(0.1, 0.2)
+    sample_names = _draw_names(rng, "person", 4, style)
+    sample = [
+        _fill(rng, "person", name, person_fields, sample_names, sample_names)
+        for name in sample_names
+    ]
+    sample_lines = [
+        line for entity in sample for line in _entity_lines(rng, entity, person_fields, style)
+    ]
+    cost = _total(sample_lines, style, count) / len(sample)
+    number = max(4, round(budget_tokens / (cost * (1 - 0.3 * project_share))))
+    project_number = max(2, round(number * project_share))
+    people_names = _draw_names(rng, "person", max(3, number - project_number), style)
+    project_names = _draw_names(rng, "project", project_number, style)
+    people = tuple(
+        _fill(rng, "person", name, person_fields, people_names, project_names)
+        for name in people_names
+    )
+    projects = tuple(
+        _fill(rng, "project", name, project_fields, people_names, project_names)
+        for name in project_names
+    )
+    return _with_unique_badges(rng, people), projects
+
+
+def _fill(
+    rng: random.Random,
+    kind: str,
+    name: str,
+    fields: tuple[Field, ...],
+    people_names: list[str],
+    project_names: list[str],
+) -> Entity:
+    facts: dict[str, str] = {}
+    for field in fields:
+        if field.digits:
+            low = 10 ** (field.digits - 1)
+            facts[field.key] = str(rng.randrange(low, 10 * low))
+        elif field.link:
+            names = people_names if field.link == "person" else project_names
+            value = rng.choice(names)
+            while value == name:
+                value = rng.choice(names)
+            facts[field.key] = value
+        else:
+            facts[field.key] = rng.choice(field.values)
+    return Entity(kind, name, facts)
+
+
+def _with_unique_badges(rng: random.Random, people: tuple[Entity, ...]) -> tuple[Entity, ...]:
+    if not people or "badge" not in people[0].facts:
+        return people
+    badges = rng.sample(range(1000, 10000), len(people))
+    return tuple(
+        Entity(person.kind, person.name, {**person.facts, "badge": str(badge)})
+        for person, badge in zip(people, badges, strict=True)
+    )
+
+
+def _entity_lines(
+    rng: random.Random, entity: Entity, fields: tuple[Field, ...], style: _Style
+) -> list[list[str]]:
+    order = list(fields)
+    if style.shuffle_facts:
+        rng.shuffle(order)
+    if not style.scattered:
+        return [sentence_fragments(entity, order, style.joiner)]
+    lines, start = [], 0
+    while start < len(order):
+        size = rng.choice((1, 1, 2))
+        lines.append(sentence_fragments(entity, order[start : start + size], style.joiner))
+        start += size
+    return lines
+
+
+def _fillers(
+    rng: random.Random,
+    people: tuple[Entity, ...],
+    budget_tokens: float,
+    style: _Style,
+    count: Callable[[str], int],
+) -> list[list[str]]:
+    lines: list[list[str]] = []
+    spent = 0
+    while spent < budget_tokens - 5:
+        if rng.random() < 0.3:
+            line = [*name_fragments(rng.choice(people).name), rng.choice(_ERRANDS)]
+        elif rng.random() < 0.2:
+            line = [" Parcel", f" {rng.randrange(100, 10000)}", " arrived"]
+        else:
+            line = [" The", rng.choice(_THINGS), rng.choice(_EVENTS)]
+        line.extend(piece for piece in (rng.choice(_TIMES), ".") if piece)
+        lines.append(line)
+        spent += _total([line], style, count)
+    return lines
+
+
+def _prefix(rng: random.Random, style: _Style, index: int) -> list[str]:
+    if style.prefix == "time":
+        return [f"{rng.randrange(7, 19):02d}", ":", f"{rng.randrange(60):02d}"]
+    if style.prefix == "#":
+        return ["#", str(index + 1)]
+    return [style.prefix]
+
+
+def _total(lines: list[list[str]], style: _Style, count: Callable[[str], int]) -> int:
+    per_line = {"time": 6, "#": 4}.get(style.prefix, 2)
+    return sum(per_line + sum(map(count, line)) for line in lines)

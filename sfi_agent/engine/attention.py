@@ -1,0 +1,160 @@
+"""The attention function that transformers calls while slow-fast sessions are open.
+
+It is registered once under `ATTENTION_NAME` and told what to do by the keyword `sfi`, a
+`StepContext` that the runner passes to `model(...)` and transformers hands down to every layer.
+It appends the new keys and values itself and builds its own causal view, so the model is called
+without a cache and without a mask: what a layer sees depends on nothing but the context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfi_agent.engine.sdpa import attend_history
+from sfi_agent.engine.sequence import LayerState, SequenceState
+from sfi_agent.errors import ModelInUseError, UnsupportedModelError, explain
+
+__all__ = ["ATTENTION_NAME", "StepContext", "register_attention", "slow_fast_attention"]
+
+ATTENTION_NAME = "sfi_agent"
+
+_HARMLESS_KEYWORDS = frozenset(
+    {
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
+)
+"""Keywords models pass that change nothing here: positions are in the keys, attention is causal."""
+
+
+@dataclass(slots=True)
+class StepContext:
+    """One forward pass over one sequence.
+
+    Attributes:
+        kind: "dense" appends to every history and attends to all of it (prefill, slow steps,
+            mode dense); "fast" attends to the memory on sparse layers.
+        sequence: Whose keys and values are read and written.
+        capture_rows: How many of the newest post-RoPE queries each sparse layer keeps as evidence.
+        measure_mass: Whether fast steps measure their attention mass on the selected tokens.
+        selected_mass: One `[]` float32 tensor per sparse layer, when measured.
+    """
+
+    kind: Literal["dense", "fast"]
+    sequence: SequenceState
+    capture_rows: int = 0
+    measure_mass: bool = False
+    selected_mass: list[Tensor] = field(default_factory=list)
+
+
+def register_attention() -> None:
+    """Make the function known to transformers under our name; switches nothing on."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, slow_fast_attention)
+
+
+def slow_fast_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    sfi: StepContext | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer in one step; the interface of transformers' attention functions.
+
+    Args:
+        module: The attention layer; its `layer_idx` picks the layer's state.
+        query: `[1, query_heads, rows, key_dim]`, post-RoPE.
+        key: `[1, kv_heads, rows, key_dim]`, the new tokens only, post-RoPE.
+        value: `[1, kv_heads, rows, value_dim]`.
+        attention_mask: Unused; causality and bands are built here.
+        scaling: Factor of the logits; `key_dim ** -0.5` if the model passes none.
+        sliding_window: Checked against what was found when the engine was made.
+        sfi: The step; absent when somebody else calls the model.
+        keywords: Refused by name when they would change the result.
+
+    Returns:
+        `[1, rows, query_heads, value_dim]` and None for the weights.
+
+    Raises:
+        ModelInUseError: `sfi` is missing.
+        UnsupportedModelError: An attention keyword is not supported.
+    """
+    if sfi is None:
+        raise ModelInUseError(
+            explain(
+                "called the model directly while slow-fast sessions are open on it",
+                remedy="close the sessions first, or decode with session.decode(); closing the "
+                "last session restores the model's own attention",
+            )
+        )
+    _refuse_unknown(keywords)
+    layer = sfi.sequence.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+    layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows, keys, values = query[0], key[0], value[0]
+    if sfi.kind == "fast" and layer.memory is not None:
+        layer.memory.append(keys, values)
+        out = layer.memory.attend(rows, layer.scale)
+        if sfi.measure_mass:
+            sfi.selected_mass.append(layer.memory.selected_mass(rows, layer.scale))
+    else:
+        layer.history.append(keys, values)
+        out = _attend_dense(rows, layer)
+        if sfi.capture_rows and layer.memory is not None:
+            layer.captured_query = rows[:, -sfi.capture_rows :].clone()
+    return out.transpose(0, 1)[None], None
+
+
+def _attend_dense(query: Tensor, layer: LayerState) -> Tensor:
+    if layer.window is None:
+        return attend_history(query, list(layer.history.pieces()), layer.scale)
+    return _attend_band(query, layer, layer.window)
+
+
+def _attend_band(query: Tensor, layer: LayerState, window: int) -> Tensor:
+    """Sliding-window attention: each row sees itself and the `window - 1` tokens before it."""
+    rows, tokens = query.shape[1], layer.history.tokens
+    start = max(0, tokens - rows - window + 1)
+    band = layer.history.joined(start, tokens)
+    kv_heads = band.keys.shape[0]
+    folded = query.reshape(1, kv_heads, -1, query.shape[-1])
+    mask = None
+    if rows > 1:
+        row = torch.arange(tokens - rows, tokens, device=query.device)[:, None]
+        column = torch.arange(start, tokens, device=query.device)[None]
+        visible = (column <= row) & (column > row - window)
+        mask = visible.repeat(folded.shape[2] // rows, 1)
+    out = F.scaled_dot_product_attention(
+        folded, band.keys[None], band.values[None], attn_mask=mask, scale=layer.scale
+    )
+    return out.reshape(query.shape[0], rows, -1)
+
+
+def _refuse_unknown(keywords: dict[str, Any]) -> None:
+    for name, given in keywords.items():
+        if given is not None and name not in _HARMLESS_KEYWORDS:
+            raise UnsupportedModelError(
+                explain(
+                    "the model hands its attention a keyword that slow-fast attention lacks",
+                    got=f"{name}={type(given).__name__}",
+                    allowed="causal softmax attention with grouped heads and sliding windows",
+                    remedy="use another checkpoint; docs/supported_models.md lists families",
+                )
+            )

@@ -1,0 +1,139 @@
+"""Runs forward passes of a model over one sequence: prefill, dense steps, fast steps.
+
+This is the seam behind which compiled and captured steps can come: callers hand over ids and a
+sequence and get logits on the device; nothing here reads a tensor on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfi_agent.engine.attention import StepContext
+from sfi_agent.engine.model_shape import ModelShape
+from sfi_agent.engine.sequence import SequenceState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+__all__ = ["Runner", "StepOutput"]
+
+_PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Bounds the activations of a prefill; larger chunks keep a GPU busier."""
+
+
+class StepOutput:
+    """What a step leaves on the device.
+
+    Attributes:
+        logits: `[vocabulary]` float32, for the token after the last one processed.
+        selected_mass: `[]` float32, mean over sparse layers; None unless it was measured.
+    """
+
+    __slots__ = ("logits", "selected_mass")
+
+    def __init__(self, logits: Tensor, selected_mass: Tensor | None = None) -> None:
+        self.logits = logits
+        self.selected_mass = selected_mass
+
+
+class Runner:
+    """Eager execution of steps; the model's attention must be switched to ours.
+
+    Args:
+        model: A causal language model of transformers, in eval mode.
+        shape: From `inspect_model`.
+        prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, shape: ModelShape, prefill_chunk_tokens: int | None = None
+    ) -> None:
+        self.model = model
+        self.shape = shape
+        default = _PREFILL_CHUNK_TOKENS.get(shape.device.type, 512)
+        self.prefill_chunk_tokens = prefill_chunk_tokens or default
+
+    def dense(
+        self,
+        sequence: SequenceState,
+        ids: Sequence[int],
+        *,
+        evidence_rows: int = 0,
+        interrupted: Callable[[], bool] | None = None,
+    ) -> StepOutput | None:
+        """Process tokens densely, in chunks, appending to every layer's history.
+
+        Args:
+            sequence: Its segment must have been flushed.
+            ids: At least one token.
+            evidence_rows: How many of the newest queries to keep for a refresh; the last chunk
+                holds at least so many, where there are so many.
+            interrupted: Asked between chunks; true ends the pass early.
+
+        Returns:
+            The output after the last token, or None when interrupted (whole chunks stay
+            processed).
+        """
+        output = None
+        chunks = _chunks(len(ids), self.prefill_chunk_tokens, evidence_rows)
+        for start, end in chunks:
+            if interrupted is not None and interrupted():
+                return None
+            rows = evidence_rows if end == len(ids) else 0
+            context = StepContext("dense", sequence, capture_rows=min(rows, end - start))
+            output = self._forward(context, ids[start:end])
+        assert output is not None, "a dense pass needs at least one token"
+        return output
+
+    def fast(
+        self, sequence: SequenceState, token: Tensor | int, *, measure_mass: bool = False
+    ) -> StepOutput:
+        """Process one token over the memory.
+
+        Args:
+            sequence: Its memory must be ready.
+            token: The id, an int or a `[]` int64 tensor on the device.
+            measure_mass: Whether to measure the attention mass on the selected tokens.
+        """
+        assert sequence.layout is not None and sequence.layout.ready
+        context = StepContext("fast", sequence, measure_mass=measure_mass)
+        output = self._forward(context, [token] if isinstance(token, int) else token)
+        sequence.layout.advance(1)
+        return output
+
+    @torch.no_grad()
+    def _forward(self, context: StepContext, ids: Sequence[int] | Tensor) -> StepOutput:
+        sequence = context.sequence
+        tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.shape.device).view(1, -1)
+        first = sequence.processed_tokens
+        last = first + tokens.shape[1]
+        positions = torch.arange(first, last, device=self.shape.device)[None]
+        try:
+            # No cache and no mask: the attention function keeps the history and its own causality.
+            result = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=1,
+                sfi=context,
+            )
+        except BaseException:
+            sequence.settle()
+            raise
+        sequence.processed_tokens = last
+        mass = torch.stack(context.selected_mass).mean() if context.selected_mass else None
+        return StepOutput(result.logits[0, -1].float(), mass)
+
+
+def _chunks(total: int, size: int, last_at_least: int) -> list[tuple[int, int]]:
+    """Cut `total` tokens into chunks; the last one takes from its neighbour what it lacks."""
+    bounds = [*range(0, total, size), total]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < last_at_least:
+        bounds[-2] = max(bounds[-3] + 1, total - last_at_least)
+    return list(zip(bounds[:-1], bounds[1:], strict=True))

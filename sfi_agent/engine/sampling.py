@@ -1,0 +1,106 @@
+"""Choosing a token: greedy, or by noise that belongs to a position instead of to a stream.
+
+Sampling is counter-based: the noise of (seed, absolute position, token id) is a hash, not the next
+number of a generator. So a draw does not depend on what was drawn before, a rewind or a discarded
+draw needs no state to be put back, and rows of a batch cannot disturb each other. Adding Gumbel
+noise to log-probabilities and taking the maximum draws from the distribution (the Gumbel-max
+trick; Gumbel 1954, Maddison et al. 2014, arXiv 1411.0030).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sampler", "entropy_nats", "uniform_noise"]
+
+# Finaliser constants of splitmix64 (Steele, Lea and Flood 2014), as signed 64-bit integers.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+# One bit less than a float64 holds, so that the half added below is exact and 1.0 never occurs.
+_UNIFORM_BITS = 52
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Draws the token of a position from logits.
+
+    Attributes:
+        temperature: 0 is greedy (ties to the lower id); higher is more random.
+        top_p: Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+        top_k: Keep this many most probable tokens; 0 keeps all.
+        seed: Which noise to use.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def choose(self, logits: Tensor, position: int) -> Tensor:
+        """The token for a position, on the device of the logits and without a host read.
+
+        Args:
+            logits: `[vocabulary]` float32.
+            position: Absolute position the token will have.
+
+        Returns:
+            `[]` int64.
+        """
+        if self.temperature == 0.0:
+            return logits.argmax(dim=-1)
+        scores = self._filtered(logits / self.temperature)
+        uniform = uniform_noise(self.seed, position, logits.shape[-1], logits.device)
+        gumbel = -torch.log(-torch.log(uniform))
+        return (scores.double() + gumbel).argmax(dim=-1)
+
+    def _filtered(self, scores: Tensor) -> Tensor:
+        """Scores with everything outside top-k and top-p set to -inf."""
+        lowest = float("-inf")
+        if 0 < self.top_k < scores.shape[-1]:
+            kth = scores.topk(self.top_k).values[..., -1:]
+            scores = scores.masked_fill(scores < kth, lowest)
+        if self.top_p < 1.0:
+            ordered, order = scores.sort(descending=True, stable=True)
+            probabilities = ordered.softmax(-1)
+            # A token stays while the mass before it is below top_p, so the first always stays.
+            before = probabilities.cumsum(-1) - probabilities
+            ordered = ordered.masked_fill(before >= self.top_p, lowest)
+            scores = torch.empty_like(scores).scatter_(-1, order, ordered)
+        return scores
+
+
+def entropy_nats(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats, `[]` float32; 0 is certain, log(vocabulary) is flat."""
+    log_probabilities = logits.log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities.clamp(min=-1e30)).sum(-1)
+
+
+def uniform_noise(seed: int, position: int, size: int, device: torch.device) -> Tensor:
+    """Uniform numbers in (0, 1) that depend on (seed, position, index) alone: `[size]` float64."""
+    start = torch.tensor(_wrap(seed * _GAMMA), dtype=torch.int64, device=device)
+    key = _mix(_mix(start + _wrap(position * _MIX_1)) + _GAMMA)
+    index = torch.arange(1, size + 1, dtype=torch.int64, device=device)
+    bits = _shift_right(_mix(key + index * _GAMMA), 64 - _UNIFORM_BITS)
+    return (bits.double() + 0.5) / float(1 << _UNIFORM_BITS)
+
+
+def _mix(state: Tensor) -> Tensor:
+    """The splitmix64 finaliser; 64-bit products wrap around as intended."""
+    state = (state ^ _shift_right(state, 30)) * _MIX_1
+    state = (state ^ _shift_right(state, 27)) * _MIX_2
+    return state ^ _shift_right(state, 31)
+
+
+def _shift_right(state: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch shifts signed integers arithmetically."""
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _wrap(value: int) -> int:
+    """A Python integer as the signed 64-bit integer with the same low bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value

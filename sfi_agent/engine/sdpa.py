@@ -1,0 +1,178 @@
+"""Dense attention over pieces of a history, built on torch's own kernels.
+
+Shapes have no batch axis: queries `[query_heads, rows, dim]`, keys and values
+`[kv_heads, tokens, dim]`. Grouped heads are folded: the query heads of one KV head become extra
+rows, so that no key is repeated. Several pieces are attended one by one and merged by their
+log-sum-exps. `reference_attention` is the plain float32 form that everything is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfi_agent.engine.history import Piece
+
+__all__ = ["attend_history", "attend_rows", "lse_kernel", "reference_attention"]
+
+_log = structlog.get_logger("sfi_agent.engine")
+
+
+class LseKernel(Protocol):
+    """Attention that also returns its log-sum-exp.
+
+    Takes queries `[heads, rows, dim]`, keys and values `[heads, tokens, dim]`, the scale, and
+    whether row i sees tokens 0..i only (rows == tokens then). Returns the output
+    `[heads, rows, value_dim]` in the input's dtype and the log-sum-exps `[heads, rows]` float32.
+    """
+
+    def __call__(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, causal: bool
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def reference_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Plain float32 softmax attention, the reference of every other kernel (see `LseKernel`)."""
+    logits = torch.matmul(query.float(), keys.float().transpose(-1, -2)) * scale
+    if causal:
+        rows, tokens = logits.shape[-2:]
+        visible = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).tril()
+        logits = logits.masked_fill(~visible, float("-inf"))
+    lse = logits.logsumexp(dim=-1)
+    out = torch.matmul((logits - lse[..., None]).exp(), values.float())
+    return out.to(query.dtype), lse
+
+
+def _cpu_flash(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[None], keys[None], values[None], 0.0, causal, scale=scale
+    )
+    return out[0], lse[0].float()
+
+
+def _cuda_flash(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        query[None], keys[None], values[None], 0.0, causal, False, scale=scale
+    )
+    return out[0], lse[0, :, : query.shape[1]].float()
+
+
+def _cuda_efficient(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query[None], keys[None], values[None], None, True, 0.0, causal, scale=scale
+    )
+    # This kernel pads the rows of its log-sum-exps to its tile.
+    return out[0], lse[0, :, : query.shape[1]].float()
+
+
+_chosen: dict[tuple[str, torch.dtype, int, int], LseKernel] = {}
+
+
+def lse_kernel(query: Tensor, values: Tensor) -> LseKernel:
+    """The fastest kernel with log-sum-exps for this device, dtype and head size.
+
+    Falls back to `reference_attention` and logs the reason once per combination.
+    """
+    key = (query.device.type, query.dtype, query.shape[-1], values.shape[-1])
+    if key not in _chosen:
+        _chosen[key], reason = _choose_kernel(*key)
+        _log.debug("attention_kernel_chosen", device=key[0], dtype=str(key[1]), reason=reason)
+    return _chosen[key]
+
+
+def _choose_kernel(
+    device: str, dtype: torch.dtype, key_dim: int, value_dim: int
+) -> tuple[LseKernel, str]:
+    if key_dim != value_dim:
+        return reference_attention, "key and value dimensions differ"
+    if device == "cpu":
+        return _cpu_flash, "CPU flash kernel"
+    if device != "cuda":
+        return reference_attention, f"no kernel with log-sum-exps on {device}"
+    if dtype in (torch.bfloat16, torch.float16) and key_dim % 8 == 0 and key_dim <= 256:
+        return _cuda_flash, "CUDA flash kernel"
+    if dtype is torch.float32 and key_dim % 4 == 0:
+        return _cuda_efficient, "CUDA memory-efficient kernel"
+    return reference_attention, f"no CUDA kernel for {dtype} and head size {key_dim}"
+
+
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of rows that see every token: `[query_heads, rows, value_dim]`.
+
+    Args:
+        query: `[query_heads, rows, key_dim]`.
+        keys: `[kv_heads, tokens, key_dim]`.
+        values: `[kv_heads, tokens, value_dim]`.
+        scale: Factor of the logits.
+    """
+    folded = _fold(query, keys.shape[0])
+    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], scale=scale)[0]
+    return out.reshape(*query.shape[:2], values.shape[-1])
+
+
+def attend_history(query: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
+    """Causal attention of the newest rows over a whole history, those rows included.
+
+    Args:
+        query: `[query_heads, rows, key_dim]`; row i is the token `rows - i` from the end.
+        pieces: The history in order; the last piece holds at least the `rows` newest tokens.
+        scale: Factor of the logits.
+
+    Returns:
+        `[query_heads, rows, value_dim]` in the dtype of `query`.
+    """
+    rows = query.shape[1]
+    if rows == 1 and len(pieces) == 1:
+        return attend_rows(query, pieces[0].keys, pieces[0].values, scale)
+    *earlier, last = pieces
+    split = last.keys.shape[1] - rows
+    partial = [_past_rows(query, piece.keys, piece.values, scale) for piece in earlier]
+    if split:
+        partial.append(_past_rows(query, last.keys[:, :split], last.values[:, :split], scale))
+    partial.append(_newest_block(query, last.keys[:, split:], last.values[:, split:], scale))
+    return _merge(partial).to(query.dtype)
+
+
+def _past_rows(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    folded = _fold(query, keys.shape[0])
+    out, lse = lse_kernel(query, values)(folded, keys, values, scale, False)
+    return out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2])
+
+
+def _newest_block(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    # Folded rows cannot use a causal kernel; the block is short, so its keys are repeated.
+    group = query.shape[0] // keys.shape[0]
+    keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+    return lse_kernel(query, values)(query.contiguous(), keys, values, scale, True)
+
+
+def _merge(partial: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """One softmax out of several: outputs weighted by their share of the total mass, float32."""
+    if len(partial) == 1:
+        return partial[0][0]
+    lses = torch.stack([lse for _, lse in partial])
+    weights = (lses - lses.logsumexp(dim=0)).exp()
+    outs = torch.stack([out.float() for out, _ in partial])
+    return (outs * weights[..., None]).sum(dim=0)
+
+
+def _fold(query: Tensor, kv_heads: int) -> Tensor:
+    """`[query_heads, rows, dim]` to `[kv_heads, group * rows, dim]`, rows of a head together."""
+    return query.reshape(kv_heads, -1, query.shape[-1])

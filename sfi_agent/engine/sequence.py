@@ -1,0 +1,122 @@
+"""The state of one sequence: a history and, on sparse layers, a memory per layer.
+
+Invariant between steps: every layer's history holds all processed tokens, except that the fast
+tokens of the open segment live in the memory of sparse layers until `flush_segment`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sfi_agent.engine.history import LayerHistory
+from sfi_agent.engine.memory import LayerMemory, MemoryLayout
+
+__all__ = ["LayerState", "SequenceState"]
+
+
+@dataclass(slots=True)
+class LayerState:
+    """One attention layer of one sequence.
+
+    Attributes:
+        history: All keys and values.
+        window: Band width of a sliding-window layer in tokens, None for full attention.
+        memory: What fast steps attend to; None on dense and sliding layers, which write and read
+            their history at every step.
+        captured_query: `[query_heads, rows, key_dim]`, the newest post-RoPE queries of the last
+            dense step that was asked for evidence.
+        scale: Factor of the attention logits, known after the first step.
+    """
+
+    history: LayerHistory
+    window: int | None = None
+    memory: LayerMemory | None = None
+    captured_query: Tensor | None = None
+    scale: float = 1.0
+
+
+class SequenceState:
+    """Keys and values of one sequence, ready for its next step.
+
+    Args:
+        windows: Per layer the sliding window in tokens, or None.
+        layout: The shared memory layout; None in dense mode.
+        dense_layers: Layers that attend the whole history at every step.
+        reserve_tokens: Capacity to allocate at once in every layer.
+
+    Attributes:
+        processed_tokens: How many tokens the model has seen.
+    """
+
+    def __init__(
+        self,
+        windows: tuple[int | None, ...],
+        layout: MemoryLayout | None,
+        dense_layers: frozenset[int],
+        reserve_tokens: int = 0,
+    ) -> None:
+        self.layout = layout
+        self.processed_tokens = 0
+        self.layers: list[LayerState] = []
+        for index, window in enumerate(windows):
+            sparse = layout is not None and window is None and index not in dense_layers
+            memory = LayerMemory(layout) if sparse and layout is not None else None
+            self.layers.append(LayerState(LayerHistory(reserve_tokens), window, memory))
+
+    @property
+    def history_bytes(self) -> int:
+        """Bytes of the history buffers this sequence owns (shared extents belong to a parent)."""
+        return sum(layer.history.owned_bytes for layer in self.layers)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(layer.memory.bytes for layer in self.layers if layer.memory is not None)
+
+    @property
+    def segment_tokens(self) -> int:
+        return self.layout.segment_tokens if self.layout is not None else 0
+
+    def flush_segment(self) -> None:
+        """Copy the open segment's keys and values from the memory into the history."""
+        tokens = self.segment_tokens
+        if not tokens or self.layout is None:
+            return
+        for layer in self.layers:
+            if layer.memory is not None and layer.history.tokens < self.processed_tokens:
+                layer.history.append(*layer.memory.segment(tokens))
+        self.layout.advance(-tokens)
+        self.layout.ready = False
+
+    def discard_fast_token(self) -> None:
+        """Take back the last fast step, so that its token can be processed densely."""
+        assert self.layout is not None and self.layout.segment_tokens
+        self.layout.advance(-1)
+        self.processed_tokens -= 1
+        self.settle()
+
+    def settle(self) -> None:
+        """Drop what an interrupted step left behind its last processed token."""
+        for layer in self.layers:
+            expected = self.processed_tokens
+            if layer.memory is not None:
+                expected -= self.segment_tokens
+            if layer.history.tokens > expected:
+                layer.history.cut(expected)
+
+    def cut(self, tokens: int) -> None:
+        """Forget everything from position `tokens` on; the segment must have been flushed."""
+        assert not self.segment_tokens, "flush the segment before cutting"
+        for layer in self.layers:
+            layer.history.cut(tokens)
+        self.processed_tokens = tokens
+        if self.layout is not None:
+            self.layout.ready = False
+
+    def share_history_with(self, child: SequenceState) -> None:
+        """Let a fresh sequence of the same model read this one's history; nothing is copied."""
+        assert not self.segment_tokens, "flush the segment before forking"
+        for own, other in zip(self.layers, child.layers, strict=True):
+            other.history = own.history.fork()
+        child.processed_tokens = self.processed_tokens

@@ -1,0 +1,128 @@
+"""Every exception of sfi-agent.
+
+    SfiError
+    ├── ConfigError (ValueError)          a setting is wrong; nothing was built
+    ├── PluginError                       a plugin failed to load, clashes, or broke its contract
+    ├── InputError (ValueError)           ids, messages or arguments of a call are wrong; nothing ran
+    │   └── NothingPendingError           decode([]) where no token waits to be processed
+    ├── ContextOverflowError              the ids would not fit the model's context; nothing ran
+    ├── ToolDefinitionError (ValueError)  a tool given to a session cannot be described or called
+    ├── TemplateError                     the chat template is missing or cannot do what was asked
+    ├── SessionStateError (RuntimeError)  a closed session was used, or a mark is no longer valid
+    │   └── SessionBusy                   another thread is using this session
+    ├── UnsupportedModelError             the checkpoint cannot be decoded slow-fast, with the reason
+    ├── CheckpointError                   a model or tokenizer could not be loaded
+    └── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
+
+Messages say what was attempted, what was got, what is allowed and what to do (`explain`). User
+errors raise one of these; `assert` is kept for invariants of our own.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextOverflowError",
+    "InputError",
+    "ModelInUseError",
+    "NothingPendingError",
+    "PluginError",
+    "SessionBusy",
+    "SessionStateError",
+    "SfiError",
+    "TemplateError",
+    "ToolDefinitionError",
+    "UnsupportedModelError",
+    "explain",
+]
+
+
+def explain(attempted: str, *, got: str = "", allowed: str = "", remedy: str = "") -> str:
+    """One message in the order every error of this package keeps: attempted, got, allowed, remedy.
+
+    Args:
+        attempted: What was tried, as a sentence without its full stop.
+        got: What was found instead (use `!r` on values).
+        allowed: What would have been accepted.
+        remedy: What the reader can do now.
+    """
+    parts = [attempted]
+    if got:
+        parts.append(f"got {got}")
+    if allowed:
+        parts.append(f"allowed: {allowed}")
+    message = "; ".join(parts) + "."
+    return f"{message} {remedy.rstrip('.')}." if remedy else message
+
+
+class SfiError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigError(SfiError, ValueError):
+    """A setting is out of range, unknown, or not built yet. Raised before anything is created."""
+
+
+class PluginError(SfiError):
+    """A plugin cannot be loaded, clashes with another one, or returned what its contract forbids.
+
+    Attributes:
+        plugin: Name under which the plugin is known (entry point, detector or selector name).
+        distribution: The distribution it came from, with its version; "built-in" for our own.
+    """
+
+    def __init__(self, message: str, *, plugin: str = "", distribution: str = "") -> None:
+        super().__init__(message)
+        self.plugin = plugin
+        self.distribution = distribution
+
+
+class InputError(SfiError, ValueError):
+    """Token ids, messages or arguments of a call are not usable. Nothing ran, nothing changed."""
+
+
+class NothingPendingError(InputError):
+    """`decode([])` was asked to go on where no sampled token waits to be processed."""
+
+
+class ContextOverflowError(SfiError):
+    """The ids would exceed what the model was built for. Raised before any compute.
+
+    Attributes:
+        needed_tokens: Length of the sequence that was asked for.
+        limit_tokens: Longest sequence this model takes.
+    """
+
+    def __init__(self, message: str, *, needed_tokens: int, limit_tokens: int) -> None:
+        super().__init__(message)
+        self.needed_tokens = needed_tokens
+        self.limit_tokens = limit_tokens
+
+
+class ToolDefinitionError(SfiError, ValueError):
+    """A tool has no usable name, schema or signature. Raised when the session is made."""
+
+
+class TemplateError(SfiError):
+    """The tokenizer has no chat template, or the template cannot render what was asked."""
+
+
+class SessionStateError(SfiError, RuntimeError):
+    """The session is closed, or a mark points to something that no longer exists."""
+
+
+class SessionBusy(SessionStateError):
+    """A second thread used a session that has one owner at a time."""
+
+
+class UnsupportedModelError(SfiError):
+    """The model cannot be decoded slow-fast: layer kind, attention keyword or device, by name."""
+
+
+class CheckpointError(SfiError):
+    """A model or tokenizer could not be loaded from where it was asked for."""
+
+
+class ModelInUseError(SfiError, RuntimeError):
+    """The model was called directly while slow-fast sessions have its attention switched."""

@@ -1,0 +1,1 @@
+"""What sessions let others see: traces and log events."""

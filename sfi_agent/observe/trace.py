@@ -1,0 +1,37 @@
+"""One record per generated and kept token: which kind of step it came from, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["SlowStepKind", "StepKind", "StepRecord"]
+
+StepKind = Literal["fast", "slow", "retry"]
+SlowStepKind = Literal["observe", "rectify", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """How one token came to be.
+
+    Attributes:
+        kind: "fast" read the memory, "slow" the whole history; "retry" is a slow step that
+            replaced a fast one of the same token.
+        slow_step: The session's kind of slow step; None on fast steps and in mode dense.
+        reason: Why the step was slow, such as "prefill" or a detector's reason; "" on fast steps.
+        memory_tokens: Tokens per KV head that the step could attend to.
+        segment_tokens: Tokens since the last slow step, this one included.
+        seconds: Wall-clock time of the step.
+        position: Absolute position of the token in the sequence.
+        token_id: The token.
+    """
+
+    kind: StepKind
+    slow_step: SlowStepKind | None
+    reason: str
+    memory_tokens: int
+    segment_tokens: int
+    seconds: float
+    position: int
+    token_id: int

@@ -1,0 +1,1 @@
+"""Sessions: chat, text and tools on top of the engine's token ids."""
