@@ -6,9 +6,27 @@ on first use.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from sfi_agent.config import SessionConfig
+from sfi_agent.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextOverflowError,
+    InputError,
+    ModelInUseError,
+    NothingPendingError,
+    PluginError,
+    SessionBusy,
+    SessionStateError,
+    SfiError,
+    TemplateError,
+    ToolDefinitionError,
+    UnsupportedModelError,
+)
 from sfi_agent.hookspecs import hookimpl
+from sfi_agent.plugins import build_detector, build_selector, load_plugins
 from sfi_agent.protocols import (
     Boundary,
     BoundaryDetector,
@@ -19,3 +37,105 @@ from sfi_agent.protocols import (
     TokenEvent,
 )
 from sfi_agent.settings import Settings
+
+if TYPE_CHECKING:
+    from sfi_agent.observe.trace import StepRecord
+    from sfi_agent.session.engine import Engine
+    from sfi_agent.session.events import (
+        ReasoningDelta,
+        Step,
+        TextDelta,
+        ToolCall,
+        ToolResult,
+        TurnEnd,
+    )
+    from sfi_agent.session.reply import Reply, Usage
+    from sfi_agent.session.session import Mark, Session
+
+__all__ = [
+    "Boundary",
+    "BoundaryDetector",
+    "CheckpointError",
+    "ConfigError",
+    "ContextOverflowError",
+    "Engine",
+    "Evidence",
+    "InputError",
+    "Mark",
+    "ModelInUseError",
+    "NothingPendingError",
+    "PluginError",
+    "ReasoningDelta",
+    "Reply",
+    "Selection",
+    "Selector",
+    "Session",
+    "SessionBusy",
+    "SessionConfig",
+    "SessionStateError",
+    "Settings",
+    "SfiError",
+    "Step",
+    "StepEvent",
+    "StepRecord",
+    "TemplateError",
+    "TextDelta",
+    "TokenEvent",
+    "ToolCall",
+    "ToolDefinitionError",
+    "ToolResult",
+    "TurnEnd",
+    "UnsupportedModelError",
+    "Usage",
+    "build_detector",
+    "build_selector",
+    "hookimpl",
+    "load_plugins",
+]
+
+_RESOLVED_ON_FIRST_USE = {
+    "Engine": "sfi_agent.session.engine",
+    "Mark": "sfi_agent.session.session",
+    "ReasoningDelta": "sfi_agent.session.events",
+    "Reply": "sfi_agent.session.reply",
+    "Session": "sfi_agent.session.session",
+    "Step": "sfi_agent.session.events",
+    "StepRecord": "sfi_agent.observe.trace",
+    "TextDelta": "sfi_agent.session.events",
+    "ToolCall": "sfi_agent.session.events",
+    "ToolResult": "sfi_agent.session.events",
+    "TurnEnd": "sfi_agent.session.events",
+    "Usage": "sfi_agent.session.reply",
+}
+
+
+def _show_public_path(value: Any) -> Any:
+    """Let an object name this package as its home, in tracebacks and documentation.
+
+    Classes with annotations of their own (settings, records) keep their module: pydantic and
+    `typing.get_type_hints` read those annotations with the names of that module.
+    """
+    is_class = isinstance(value, type)
+    if is_class and vars(value).get("__annotations__"):
+        return value
+    if is_class or callable(value):
+        value.__module__ = __name__
+    return value
+
+
+for _name in __all__:
+    if _name not in _RESOLVED_ON_FIRST_USE and _name != "hookimpl":
+        _show_public_path(globals()[_name])
+del _name
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RESOLVED_ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_RESOLVED_ON_FIRST_USE[name]), name)
+    globals()[name] = _show_public_path(value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,9 +28,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-    def construct_mapping(
-        self, node: yaml.MappingNode, deep: bool = False
-    ) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -81,14 +79,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(explain(f"cannot read the configuration {path}", got=str(error))) from error
+        raise ConfigError(
+            explain(f"cannot read the configuration {path}", got=str(error))
+        ) from error
     try:
         data = yaml.load(text, _Loader) if is_yaml else _parse_json(text)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         cause = " ".join(str(error).split())
         kind = "YAML" if is_yaml else "JSON"
         raise ConfigError(
-            explain(f"cannot read the configuration {path}", got=cause, allowed=f"one {kind} mapping")
+            explain(
+                f"cannot read the configuration {path}", got=cause, allowed=f"one {kind} mapping"
+            )
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(

@@ -8,31 +8,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sfi_agent.errors import ConfigError
-from sfi_agent.problems import problem_lines, problems_of
+from sfi_agent.problems import QUANTITIES, problem_lines, problems_of
 from sfi_agent.settings import Settings
 
 __all__ = ["UNITS", "ConfigModel", "merge_deeply"]
 
 Model = TypeVar("Model", bound="ConfigModel")
 
-UNITS = frozenset(
-    {
-        "choice",
-        "entries",
-        "flag",
-        "fraction",
-        "layers",
-        "nats",
-        "number",
-        "queries",
-        "seconds",
-        "sigmas",
-        "text",
-        "tokens",
-    }
-)
-"""Units that settings are given in. "number" is a plain ratio, exponent or seed; "choice", "flag",
-"text" and "entries" are not quantities."""
+UNITS = QUANTITIES | {"choice", "entries", "flag", "number", "seed", "text"}
+"""The closed list of units that settings are given in. "number" is a plain ratio or exponent."""
 
 
 class ConfigModel(Settings):

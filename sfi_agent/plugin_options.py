@@ -17,7 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from sfi_agent.plugin_loading import load_plugins
-from sfi_agent.problems import Problem, plugin_error, problems_of, show_value
+from sfi_agent.problems import Problem, problems_error, problems_of, show_value
 from sfi_agent.registry import PluginKind, Registered, unknown_name
 
 __all__ = ["BoundaryEntry", "PluginEntry", "SelectorEntry", "validate_options"]
@@ -78,7 +78,7 @@ class PluginEntry:
         name, given = _split(cls, value)
         known = load_plugins().of_kind(cls.kind)
         if name not in known:
-            raise plugin_error([Problem("name", unknown_name(cls.kind, name, known))])
+            raise problems_error([Problem("name", unknown_name(cls.kind, name, known))])
         options = validate_options(known[name], given)
         return cls(
             name=name,
@@ -142,26 +142,26 @@ def validate_options(registered: Registered, options: Mapping[str, Any]) -> Base
             got=show_value(dict(options)),
             allowed="text, finite numbers, true, false, null, lists and mappings of these",
         )
-        raise plugin_error([problem]) from error
+        raise problems_error([problem]) from error
     try:
         return registered.config_model.model_validate_json(text)
     except ValidationError as error:
         found = problems_of(error, registered.config_model)
-        raise plugin_error([problem.below([name]) for problem in found]) from error
+        raise problems_error([problem.below([name]) for problem in found]) from error
 
 
 def _split(cls: type[PluginEntry], value: object) -> tuple[str, dict[str, Any]]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         remedy = f"Write {{name: {value}}}" if isinstance(value, str) else ""
         allowed = f"a mapping with name and options, such as {cls.example}"
-        raise plugin_error([Problem("", got=show_value(value), allowed=allowed, remedy=remedy)])
+        raise problems_error([Problem("", got=show_value(value), allowed=allowed, remedy=remedy)])
     options = dict(value)
     if "name" not in options:
         allowed = f"a mapping with a name, such as {cls.example}"
-        raise plugin_error([Problem("name", "missing", got=show_value(options), allowed=allowed)])
+        raise problems_error([Problem("name", "missing", got=show_value(options), allowed=allowed)])
     name = options.pop("name")
     if not isinstance(name, str):
-        raise plugin_error([Problem("name", got=show_value(name), allowed="text")])
+        raise problems_error([Problem("name", got=show_value(name), allowed="text")])
     return name, options
 
 

@@ -17,7 +17,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sfi_agent.errors import explain
 
-__all__ = ["Problem", "describe_allowed", "plugin_error", "problem_lines", "problems_of"]
+__all__ = [
+    "QUANTITIES",
+    "Problem",
+    "describe_allowed",
+    "field_schema",
+    "problem_lines",
+    "problems_error",
+    "problems_of",
+    "show_value",
+]
 
 _PROBLEMS_ERROR = "sfi_problems"
 _VALUE_LIMIT_CHARACTERS = 80
@@ -27,6 +36,19 @@ _BOUNDS = (
     ("maximum", "<= {}"),
     ("exclusiveMaximum", "< {}"),
 )
+QUANTITIES = frozenset(
+    {
+        "layers",
+        "nats",
+        "probability",
+        "queries",
+        "seconds",
+        "share",
+        "standard deviations",
+        "tokens",
+    }
+)
+"""Units that are said beside a number; the other ones of `UNITS` go without saying."""
 _TYPE_WORDS = {"string": "text", "null": "null", "boolean": "true or false", "object": "a mapping"}
 
 
@@ -54,13 +76,14 @@ class Problem:
 
     def line(self) -> str:
         """One line of an error message."""
-        attempted = ": ".join(part for part in (self.path, self.summary.rstrip(".")) if part)
-        return explain(
-            attempted or "the whole", got=self.got, allowed=self.allowed, remedy=self.remedy
-        )
+        if self.summary:
+            attempted = ": ".join(part for part in (self.path, self.summary.rstrip(".")) if part)
+        else:
+            attempted = f"{self.path or 'the value'} is not valid"
+        return explain(attempted, got=self.got, allowed=self.allowed, remedy=self.remedy)
 
 
-def plugin_error(problems: Sequence[Problem]) -> PydanticCustomError:
+def problems_error(problems: Sequence[Problem]) -> PydanticCustomError:
     """An error to raise inside a validator that carries finished problems to `problems_of`."""
     text = " ".join(problem.line() for problem in problems)
     return PydanticCustomError(_PROBLEMS_ERROR, "{text}", {"text": text, "problems": problems})
@@ -93,8 +116,13 @@ def show_value(value: object) -> str:
 def describe_allowed(fragment: Mapping[str, Any]) -> str:
     """What a field's JSON-schema fragment accepts, in words: "integer >= 0 (tokens)"."""
     unit = fragment.get("unit")
-    suffix = f" ({unit})" if unit and unit not in ("choice", "flag", "text", "list") else ""
+    suffix = f" ({unit})" if unit in QUANTITIES else ""
     return _describe_shape(fragment) + suffix
+
+
+def field_schema(model: type[BaseModel], name: str) -> Mapping[str, Any]:
+    """The JSON-schema fragment of one field, with references resolved."""
+    return _fragment(model.model_json_schema(), (name,))
 
 
 def _describe_shape(fragment: Mapping[str, Any]) -> str:
@@ -109,12 +137,16 @@ def _describe_shape(fragment: Mapping[str, Any]) -> str:
         return " and ".join([kind, *(_bounds(fragment))]).replace(" and ", " ", 1)
     if kind == "array":
         items = fragment.get("items", {})
-        return f"a list of {_describe_shape(items)}" if items else "a list"
+        return f"a list, each {_describe_shape(items)}" if items else "a list"
     return _TYPE_WORDS.get(str(kind), "a mapping")
 
 
 def _bounds(fragment: Mapping[str, Any]) -> list[str]:
-    return [text.format(f"{fragment[key]:g}") for key, text in _BOUNDS if key in fragment]
+    return [text.format(_number(fragment[key])) for key, text in _BOUNDS if key in fragment]
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: object) -> str:

@@ -54,7 +54,9 @@ class Owner:
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} ({self.origin})"
 
-    def error(self, attempted: str, cause: str, *, allowed: str = "", remedy: str = "") -> PluginError:
+    def error(
+        self, attempted: str, cause: str, *, allowed: str = "", remedy: str = ""
+    ) -> PluginError:
         """A PluginError that names this plugin, its distribution, and the cause."""
         message = explain(f"{self} {attempted}", got=cause, allowed=allowed, remedy=remedy)
         return PluginError(message, plugin=self.plugin, distribution=self.origin)
@@ -125,7 +127,7 @@ def unknown_name(kind: PluginKind, name: object, known: Mapping[str, Registered]
 
 
 class RegistrationDesk:
-    """Collects what plugins register, one plugin at a time, and refuses what breaks the contract."""
+    """Collects what plugins register, one plugin at a time; refuses what breaks the contract."""
 
     def __init__(self) -> None:
         self._entries: dict[PluginKind, dict[str, Registered]] = {"detector": {}, "selector": {}}

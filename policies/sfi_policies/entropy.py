@@ -94,8 +94,9 @@ class Entropy:
     mean; a deviation below 0.01 nat counts as 0.01).
 
     `when="now"` retries the same token densely: a fast step that lacks its support is uncertain,
-    and the dense run both mends it and selects that support for the tokens after it. The
-    entropy-gated retry is this project's own; publishing systems use `when="next"`.
+    and the dense run both mends it and selects that support for the tokens after it.
+    `when="next"` keeps the token and makes the following step slow. The entropy-gated retry is
+    this project's own.
 
     Raises:
         InputError: From `after_step`, if the event carries no `entropy_nats`.

@@ -27,7 +27,6 @@ class RandomConfig(Settings):
     )
     seed: int | None = Field(
         default=None,
-        ge=0,
         description="Seed of the draws; null takes the session's sampling.seed.",
         json_schema_extra={"unit": "seed"},
     )

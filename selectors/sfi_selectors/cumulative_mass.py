@@ -20,7 +20,7 @@ class CumulativeMassConfig(Settings):
         le=1.0,
         description="Share of the candidates' attention mass that the chosen set must reach; "
         "1.0 chooses every candidate that the budget allows.",
-        json_schema_extra={"unit": "probability"},
+        json_schema_extra={"unit": "fraction"},
     )
 
 

@@ -30,69 +30,69 @@ class KlFusionConfig(Settings):
         ge=0.0,
         le=64.0,
         description="Order of the power mean over rows: 1 is the arithmetic, 0 the geometric mean.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     gamma: float = Field(
         default=0.5,
         ge=-16.0,
         le=16.0,
         description="Exponent of the key norm in the prior; positive values favour small norms.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     norm_weight: float = Field(
         default=1.0,
         ge=0.0,
         le=16.0,
         description="Weight of the key-norm part of the prior; 0 switches it off.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     position_weight: float = Field(
         default=0.7,
         ge=0.0,
         le=16.0,
         description="Weight of the position part of the prior; 0 switches it off.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     position_power: float = Field(
         default=1.8,
         ge=1.0,
         le=64.0,
         description="Exponent of the relative position in the prior's decay.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     position_eta: float = Field(
         default=0.4,
         ge=0.0,
         le=64.0,
         description="Exponent of the distance to the last candidate; 0 removes that term.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     position_theta: float = Field(
         default=0.6,
         gt=0.0,
         le=1.0,
         description="Level which the prior's decay, taken as linear, reaches at position_p.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     position_p: float = Field(
         default=0.9,
         ge=0.001,
         description="Relative position at which position_theta is reached, 0 oldest and 1 newest.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     fusion_limit_single: float = Field(
         default=0.35,
         ge=0.0,
         le=1.0,
         description="Largest weight of the prior when a KV head has one evidence row.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     fusion_limit_multi: float = Field(
         default=0.25,
         ge=0.0,
         le=1.0,
         description="Largest weight of the prior when a KV head has several evidence rows.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     nms_window: int = Field(
         default=32,
@@ -107,7 +107,7 @@ class KlFusionConfig(Settings):
         le=64.0,
         description="Share of the log distance to the neighbourhood's maximum that is subtracted "
         "once more; 0 switches suppression off.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     cross_head_alpha: float = Field(
         default=0.85,
@@ -115,13 +115,13 @@ class KlFusionConfig(Settings):
         le=64.0,
         description="Strength with which KV heads are driven to different tokens; 0 switches it "
         "off, as do fewer than three KV heads.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
     cross_head_temperature: float = Field(
         default=2.0,
         ge=0.001,
         description="Temperature of the softmax over KV heads in the cross-head step.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
 
 
@@ -293,5 +293,3 @@ def _fuse(log_f: Tensor, log_prior: Tensor, weight: Tensor) -> Tensor:
     weight = weight.unsqueeze(-1)
     parts = torch.stack((log_f + (-weight).log1p(), log_prior + weight.log()), dim=-2)
     return _normalised(log_sum_rows(parts))
-
-

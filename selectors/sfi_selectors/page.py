@@ -74,6 +74,6 @@ class Page:
         before = start % page_tokens
         after = -(before + candidates) % page_tokens
         padded = torch.constant_pad_nd(keys, (before, after), torch.iinfo(keys.dtype).min)
-        pages = padded.unflatten(-1, (-1, page_tokens))
+        pages = padded.reshape(*padded.shape[:-1], -1, page_tokens)
         peaks = pages.amax(dim=-1, keepdim=True).expand(pages.shape).flatten(-2)
         return peaks[..., before : before + candidates]

@@ -26,7 +26,7 @@ class RandomConfig(Settings):
         default=None,
         description="Seed of the choice; None means the session's sampling.seed, and 0 outside "
         "a session.",
-        json_schema_extra={"unit": "none"},
+        json_schema_extra={"unit": "number"},
     )
 
 

@@ -92,7 +92,7 @@ def _report(rng: random.Random, office: Office) -> Turn:
     projects = len(office.projects) > 2 and rng.random() < 0.2
     entities = office.projects if projects else office.people
     fields = office.project_fields if projects else office.person_fields
-    asked = rng.sample(fields, min(len(fields), rng.choice((4, 4, 5))))
+    asked = rng.sample(fields, min(len(fields), rng.choice((4, 5, 5, 5, 6))))
     subjects = rng.sample(entities, min(len(entities), rng.choice((2, 3, 3, 4, 4, 5, 6))))
     start, glue = rng.choice(_REPORT_FORMS)
     question = [start, *_nouns(asked), glue]

@@ -124,13 +124,13 @@ class _Style:
 def approximate_tokens(fragment: str) -> int:
     """Estimated token count of a piece of text, without the tokenizer.
 
-    Words of the lexicon are one token, a three-syllable part of a hard name about three.
+    Words of the lexicon are one token, a three-syllable part of a hard name two.
     """
     count = 0
     for piece in _PRE_TOKEN.findall(fragment):
         word = piece.strip()
         known = word.islower() or word in _ONE_TOKEN_NAMES or not word.isalpha()
-        count += 1 if known else 3
+        count += 1 if known else 2
     return count
 
 
@@ -203,7 +203,7 @@ def make_office(
     ]
     lines.extend(_fillers(rng, people, log_tokens - _total(lines, style, count), style, count))
     rng.shuffle(lines)
-    fragments = ["Office log of ", day, ":"]
+    fragments = ["Office log of", f" {day}", ":"]
     for index, line in enumerate(lines):
         fragments.append("\n")
         fragments.extend(_prefix(rng, style, index))

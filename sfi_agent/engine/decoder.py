@@ -43,12 +43,10 @@ class DecodingState:
     Attributes:
         ids: Every token of the sequence, raw. The last one may be unprocessed (pending).
         sequence: Keys and values of the processed ones.
-        dense_passes: Dense steps over the history so far, retries included, prefills not.
     """
 
     ids: list[int]
     sequence: SequenceState
-    dense_passes: int = 0
 
     @property
     def unprocessed(self) -> list[int]:
@@ -227,7 +225,6 @@ class Decoder:
         rows = self._settings.evidence_queries if self._settings.sparse else 0
         output = self._runner.dense(state.sequence, [token], evidence_rows=rows)
         assert output is not None
-        state.dense_passes += 1
         return output
 
     @torch.no_grad()

@@ -9,9 +9,8 @@ instead: it cannot be rewound and raises on ids that are no text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["TextStream", "TextStreamState"]
 
 _REPLACEMENT = "\ufffd"
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WINDOW_TOKENS = 24
 _KEPT_TOKENS = 8
+_LONG_PROMPT_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class TextStreamState:
 
     window: tuple[int, ...] = ()
     given: int = 0
-    run: tuple[int, ...] = field(default=())
+    run: tuple[int, ...] = ()
 
 
 class TextStream:
@@ -74,8 +73,20 @@ class TextStream:
         return head + self._push_text(token_id)
 
     def push_all(self, token_ids: Sequence[int]) -> str:
-        """The text these tokens add."""
+        """The text these tokens add; a long prompt at the start is decoded in one go."""
+        if self._state == TextStreamState() and len(token_ids) > _LONG_PROMPT_TOKENS:
+            return self._start_with(token_ids)
         return "".join(self.push(token_id) for token_id in token_ids)
+
+    def _start_with(self, token_ids: Sequence[int]) -> str:
+        visible = [index for index in token_ids if index not in self._skipped_ids]
+        text = self._decode(visible)
+        # Where the stream stands depends on the last few ids only.
+        for token_id in visible[-_LONG_PROMPT_TOKENS:]:
+            self.push(token_id)
+        state = self._state
+        held_back = len(state.run) + len(self._decode(state.window)) - state.given
+        return text[: len(text) - held_back]
 
     def finish(self) -> str:
         """What is still held back, as replacement characters. The stream may go on afterwards,
@@ -166,8 +177,7 @@ class TextStream:
 def _byte_fallback_values(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
     """Byte value of every byte-fallback token, empty where the decoder knows none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = getattr(backend, "decoder", None)
-    if decoder is None or "ByteFallback" not in repr(decoder):
+    if backend is None or "ByteFallback" not in repr(backend.decoder):
         return {}
     values = {}
     for byte in range(256):

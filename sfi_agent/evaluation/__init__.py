@@ -1,0 +1,1 @@
+"""Measurements: benchmarks of steps and evaluation of policies."""

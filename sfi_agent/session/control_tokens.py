@@ -1,0 +1,113 @@
+"""Control tokens in text that did not come from the template or the model: kept as plain text.
+
+A tool result or a user message may contain `<|im_end|>`; encoded as it stands, it would end the
+turn and whatever follows would speak with another role. Before a chat is rendered, every control
+token inside such text is broken by a random separator after its first character; after rendering,
+the text is cut at the separators and the pieces are encoded one by one. No piece holds a whole
+control token, the separators leave no trace, and the template's own control tokens are untouched.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sfi_agent.errors import InputError, explain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ControlTokens"]
+
+
+class ControlTokens:
+    """The control tokens of one tokenizer and template.
+
+    These are all special tokens, and the other added tokens that stand in the template's source
+    (such as `<tool_call>`), except pure white space.
+
+    Args:
+        tokenizer: Its added tokens are read once.
+        template: Source of the chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self._tokenizer = tokenizer
+        self.ids: dict[str, int] = {
+            token.content: index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if not token.content.isspace() and (token.special or token.content in template)
+        }
+        longest_first = sorted(self.ids, key=lambda text: (-len(text), text))
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # Letters and digits only: a template may strip, escape or JSON-encode what it is given.
+        self._separator = f"sfi{secrets.token_hex(16)}sfi"
+
+    def protect(self, value: Any) -> Any:
+        """A copy of messages, tools or a string in which no control token is whole.
+
+        Strings are treated wherever they stand in lists and mappings, keys included.
+
+        Raises:
+            InputError: A control token of a single character, which cannot be broken.
+        """
+        if isinstance(value, str):
+            return self._break(value)
+        if isinstance(value, Mapping):
+            return {self.protect(key): self.protect(item) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self.protect(item) for item in value]
+        return value
+
+    def plain(self, rendered: str) -> str:
+        """Rendered text without separators."""
+        return rendered.replace(self._separator, "")
+
+    def first(self, rendered: str) -> str | None:
+        """The control token that the text begins with, or None."""
+        match = self._pattern.match(rendered)
+        return match.group() if match else None
+
+    def find(self, rendered: str) -> list[str]:
+        """All control tokens of a rendered text, in order."""
+        return [match.group() for match in self._pattern.finditer(rendered)]
+
+    def encode(self, rendered: str) -> list[int]:
+        """Ids of a text that was rendered from protected input. No special token is added."""
+        pieces = rendered.split(self._separator)
+        ids = self._ids(pieces[0])
+        for piece in pieces[1:]:
+            ids += self._ids_inside(piece)
+        return ids
+
+    def _break(self, text: str) -> str:
+        parts, start, search_from = [], 0, 0
+        while match := self._pattern.search(text, search_from):
+            if match.end() - match.start() < 2:
+                raise InputError(
+                    explain(
+                        "Keep control tokens of a message as plain text",
+                        got=f"the single-character control token {match.group()!r}",
+                        remedy="Remove it from the text",
+                    )
+                )
+            # Going on one character later also breaks tokens that overlap this one.
+            search_from = match.start() + 1
+            parts.append(text[start:search_from])
+            start = search_from
+        return self._separator.join([*parts, text[start:]])
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(ids)
+
+    def _ids_inside(self, piece: str) -> list[int]:
+        # Tokenizers with metaspace put a space before what they take for the start of a text.
+        # Behind a line break they do not; its ids are removed again.
+        if not piece:
+            return []
+        lead = self._ids("\n")
+        ids = self._ids("\n" + piece)
+        return ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(piece)

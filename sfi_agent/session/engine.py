@@ -1,0 +1,192 @@
+"""The Engine: a model ready for slow-fast decoding, and the maker of sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import torch
+
+from sfi_agent.config import SessionConfig
+from sfi_agent.engine.model_shape import inspect_model
+from sfi_agent.engine.runner import Runner
+from sfi_agent.engine.self_check import check_model
+from sfi_agent.engine.switch import AttentionSwitch
+from sfi_agent.errors import CheckpointError, ConfigError, UnsupportedModelError, explain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sfi_agent.session.session import Session
+    from sfi_agent.session.tools import Tool
+
+__all__ = ["Engine"]
+
+_log = structlog.get_logger("sfi_agent.engine")
+
+
+class Engine:
+    """A causal language model with its tokenizer, from which sessions are opened.
+
+    Weights are loaded once and serve many sessions. Nothing about the model changes until a
+    session opens; when the last open one closes, the model is as it was.
+
+    Args:
+        model: A causal language model of transformers in eval mode, on one device.
+        tokenizer: Needed for text, messages and tools; `session.decode` works without.
+        prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
+
+    Attributes:
+        shape: What was found about the model (layers, windows, context limit).
+
+    Raises:
+        UnsupportedModelError: The model cannot be decoded slow-fast, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        prefill_chunk_tokens: int | None = None,
+    ) -> None:
+        if model.training:
+            raise UnsupportedModelError(
+                explain("made an Engine", got="a model in training mode", remedy="call model.eval()")
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shape = inspect_model(model)
+        self.runner = Runner(model, self.shape, prefill_chunk_tokens)
+        if AttentionSwitch.of(model).users == 0:
+            # With open sessions on it the model has been checked already.
+            error = check_model(model, self.shape)
+            _log.debug("model_checked", model=type(model).__name__, relative_error=error)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        prefill_chunk_tokens: int | None = None,
+    ) -> Engine:
+        """Load a checkpoint from a directory or from the Hugging Face Hub.
+
+        Args:
+            path: Directory or Hub id.
+            device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+            dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+            prefill_chunk_tokens: See `Engine`.
+
+        Raises:
+            CheckpointError: Nothing loadable is there.
+            ConfigError: `device` or `dtype` is unknown or not available.
+            UnsupportedModelError: The model cannot be decoded slow-fast, with the reason.
+        """
+        from transformers import AutoModelForCausalLM
+
+        place, number_type = _device(device), _dtype(dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=number_type)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                explain(
+                    f"tried to load a model from {str(path)!r}",
+                    got=f"{type(error).__name__}: {error}",
+                    allowed="a directory with config.json and weights, or a Hub id",
+                )
+            ) from error
+        tokenizer = _load_tokenizer(path)
+        return cls(
+            model.to(place).eval(), tokenizer, prefill_chunk_tokens=prefill_chunk_tokens
+        )
+
+    def session(
+        self,
+        config: SessionConfig | None = None,
+        *,
+        system: str | None = None,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
+    ) -> Session:
+        """A new session on this model.
+
+        Args:
+            config: The policy; None takes the defaults.
+            system: System prompt of the conversation.
+            tools: Plain functions with type hints and a Google-style docstring, or `Tool`s. They
+                are sorted by name and fixed for the session.
+
+        Raises:
+            ConfigError: The policy does not fit the model (a dense layer it does not have).
+            ToolDefinitionError: A tool cannot be described or called.
+            TemplateError: System prompt or tools are given and the chat template takes none.
+        """
+        from sfi_agent.session.session import Session
+
+        config = config or SessionConfig()
+        self.check_config(config)
+        return Session(self, config, system=system, tools=tools)
+
+    def check_config(self, config: SessionConfig) -> None:
+        """Refuse a policy that does not fit this model.
+
+        Raises:
+            ConfigError: It names a dense layer the model does not have.
+        """
+        missing = [
+            layer for layer in config.memory.dense_layers if layer >= self.shape.num_layers
+        ]
+        if missing:
+            raise ConfigError(
+                explain(
+                    "opened a session with memory.dense_layers that the model lacks",
+                    got=f"layers {missing}",
+                    allowed=f"0 to {self.shape.num_layers - 1}",
+                )
+            )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            explain("asked for a device", got=repr(name), allowed="auto, cpu, cuda, cuda:N")
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            explain("asked for a CUDA device", got="no CUDA device on this machine", allowed="cpu")
+        )
+    return device
+
+
+def _dtype(name: str) -> str | torch.dtype:
+    known = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name != "auto" and name not in known:
+        allowed = ", ".join(["auto", *known])
+        raise ConfigError(explain("asked for a dtype", got=repr(name), allowed=allowed))
+    return known.get(name, name)
+
+
+def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer; None, with a log event, where it has none.
+
+    Ids can be decoded without one; whatever needs text raises by name.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        _log.warning("tokenizer_missing", path=str(path), cause=f"{type(error).__name__}: {error}")
+        return None

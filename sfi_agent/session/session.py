@@ -1,0 +1,199 @@
+"""The Session: one conversation over one persistent history."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfi_agent.config import SessionConfig
+from sfi_agent.engine.decoder import DecodeLimits
+from sfi_agent.errors import InputError, explain
+from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.marks import Mark, MarkKeeper
+from sfi_agent.session.ownership import Ownership
+from sfi_agent.session.token_core import SessionStats, TokenCore
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from sfi_agent.session.engine import Engine
+    from sfi_agent.session.tools import Tool
+
+__all__ = ["Session"]
+
+
+class Session:
+    """A sequence that lasts: its history survives turns, tool calls and forks.
+
+    Made by `engine.session(...)`. It is new until first use, then open, then closed; `with`
+    closes it, `close()` does the same, and both free the history. One thread uses it at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: SessionConfig,
+        *,
+        system: str | None = None,
+        tools: Sequence[Callable[..., Any] | Tool] = (),
+        core: TokenCore | None = None,
+    ) -> None:
+        self.engine = engine
+        self._core = core or TokenCore(engine, config)
+        self._owner = Ownership()
+        self._marks = MarkKeeper()
+        self._cancelled = threading.Event()
+
+    @property
+    def config(self) -> SessionConfig:
+        """The policy; fixed for the session, `fork(config)` takes another."""
+        return self._core.config
+
+    @property
+    def status(self) -> Literal["new", "open", "closed"]:
+        """Whether the session is new, open or closed."""
+        return self._core.status
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Every id of the sequence, the pending last one included (a copy)."""
+        return list(self._core.ids)
+
+    @property
+    def trace(self) -> list[StepRecord]:
+        """One record per generated and kept token (a copy)."""
+        return list(self._core.trace)
+
+    @property
+    def stats(self) -> SessionStats:
+        """Slow share, tokens by kind, bytes of history and memory."""
+        return self._core.stats()
+
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> list[int]:
+        """Append raw ids and decode: no template, no BOS, no stop ids but those given.
+
+        Args:
+            token_ids: New ids behind the present ones; `[]` goes on from the pending token.
+            max_new_tokens: At most so many are generated; None takes `sampling.max_new_tokens`.
+                0 only processes the ids and leaves the last one pending.
+            stop_ids: Generating one of these ends the decoding; it is the last id returned.
+
+        Returns:
+            The generated ids.
+
+        Raises:
+            InputError: An id or the limit is not usable.
+            NothingPendingError: `token_ids` is empty and no token is pending.
+            ContextOverflowError: The model's context would not hold ids and new tokens.
+            SessionBusy: Another call on this session is under way.
+            SessionStateError: The session is closed.
+        """
+        if max_new_tokens is None:
+            max_new_tokens = self.config.sampling.max_new_tokens
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+            raise _bad_limit(max_new_tokens)
+        if max_new_tokens < 0:
+            raise _bad_limit(max_new_tokens)
+        with self._owner.held_for("decode"):
+            self._cancelled.clear()
+            self._core.append(token_ids, max_new_tokens)
+            if max_new_tokens == 0:
+                self._core.prefill()
+                return []
+            limits = DecodeLimits(max_new_tokens, frozenset(stop_ids), self._cancelled.is_set)
+            return [record.token_id for record in self._core.steps(limits)]
+
+    def next_logits(self) -> Tensor:
+        """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
+
+        Raises:
+            NothingPendingError: No token is pending.
+        """
+        with self._owner.held_for("next_logits"):
+            return self._core.next_logits()
+
+    def mark(self, token_count: int | None = None) -> Mark:
+        """A place to come back to with `rewind`.
+
+        Args:
+            token_count: Ids before the mark, also inside generated text; None means all.
+        """
+        with self._owner.held_for("mark"):
+            self._core.open()
+            present = len(self._core.ids)
+            return self._marks.mark(present if token_count is None else token_count, present)
+
+    def rewind(self, mark: Mark) -> None:
+        """Go back to a mark, as if nothing had happened since. The last id is then pending.
+
+        Raises:
+            InputError: The mark belongs to another session.
+            SessionStateError: What it points to was removed by an earlier rewind.
+        """
+        with self._owner.held_for("rewind"):
+            self._core.open()
+            self._marks.check(mark)
+            self._core.cut(mark.token_count)
+            self._marks.note_cut(mark.token_count)
+
+    def fork(self, config: SessionConfig | None = None) -> Session:
+        """An open session with the same past and its own future; nothing is copied.
+
+        Args:
+            config: Another policy for the child; None keeps this one's.
+
+        Raises:
+            ConfigError: The policy does not fit the model.
+        """
+        chosen = config or self.config
+        self.engine.check_config(chosen)
+        with self._owner.held_for("fork"):
+            return Session(self.engine, chosen, core=self._core.fork(chosen))
+
+    def cancel(self) -> None:
+        """Stop what the session is doing, from any thread; ids and history stay consistent."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free the history; closing twice is fine."""
+        with self._owner.held_for("close"):
+            self._core.close()
+
+    def __enter__(self) -> Self:
+        self._core.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        core = self._core
+        return (
+            f"Session({core.status}, {len(core.ids)} tokens, mode={core.config.mode!r}, "
+            f"selector={core.config.selector.name!r})"
+        )
+
+
+def _bad_limit(given: object) -> InputError:
+    return InputError(
+        explain(
+            "asked for new tokens",
+            got=f"max_new_tokens={given!r}",
+            allowed="an integer of at least 0",
+        )
+    )

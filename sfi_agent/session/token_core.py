@@ -1,0 +1,288 @@
+"""The token level of a session: ids, history and trace. It knows nothing of messages and tools."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfi_agent.config import SessionConfig
+from sfi_agent.engine.boundaries import BoundaryMonitor
+from sfi_agent.engine.decoder import Decoder, DecodeLimits, DecodingState, StepSettings
+from sfi_agent.engine.memory import MemoryLayout
+from sfi_agent.engine.sampling import Sampler
+from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.switch import AttentionSwitch
+from sfi_agent.errors import (
+    ContextOverflowError,
+    InputError,
+    NothingPendingError,
+    SessionStateError,
+    explain,
+)
+from sfi_agent.observe.trace import StepRecord
+from sfi_agent.plugins import build_detector, build_selector
+from sfi_agent.session.piece_source import TokenizerPieces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from sfi_agent.session.engine import Engine
+
+__all__ = ["SessionStats", "TokenCore"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats:
+    """Numbers of a session so far; a rewind takes back what it removes.
+
+    Attributes:
+        generated_tokens: Tokens chosen and kept.
+        fast_tokens: Drawn from steps over the memory.
+        slow_tokens: Drawn from dense steps, the first token of each turn included.
+        retry_tokens: Drawn from dense steps that replaced a fast one.
+        dense_passes: Dense steps over the history: slow and retry steps, not prefills.
+        slow_share: `dense_passes / generated_tokens`, 0 to 1, lower is cheaper.
+        acceptance: Share of fast tokens that verification kept; None unless verified.
+        history_tokens: Tokens whose keys and values are kept.
+        history_bytes: Bytes of the history buffers (extents shared with a parent not counted).
+        memory_bytes: Bytes of the memory buffers.
+    """
+
+    generated_tokens: int
+    fast_tokens: int
+    slow_tokens: int
+    retry_tokens: int
+    dense_passes: int
+    slow_share: float
+    acceptance: float | None
+    history_tokens: int
+    history_bytes: int
+    memory_bytes: int
+
+
+class TokenCore:
+    """Ids, history and policy of one session.
+
+    Opening switches the model's attention to ours, closing (or losing the last reference) gives
+    it back.
+
+    Args:
+        engine: Model, tokenizer and runner.
+        config: The policy.
+        on_refresh: See `Decoder`.
+    """
+
+    def __init__(
+        self, engine: Engine, config: SessionConfig, on_refresh: Callable[..., None] | None = None
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.trace: list[StepRecord] = []
+        self.status: Literal["new", "open", "closed"] = "new"
+        self._on_refresh = on_refresh
+        self._decoder = self._make_decoder()
+        self._state: DecodingState | None = None
+        self._release: Callable[[], Any] | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        return self._state.ids if self._state is not None else []
+
+    @property
+    def processed_tokens(self) -> int:
+        return self._state.sequence.processed_tokens if self._state is not None else 0
+
+    def open(self) -> None:
+        """Make the session usable; opening twice is fine.
+
+        Raises:
+            SessionStateError: It was closed.
+        """
+        if self.status == "closed":
+            raise SessionStateError(
+                explain(
+                    "used a session that is closed",
+                    remedy="its history was freed by close() or the end of its with block; "
+                    "open a new one with engine.session(...)",
+                )
+            )
+        if self.status == "new":
+            model = self.engine.model
+            AttentionSwitch.of(model).acquire(model)
+            self._release = weakref.finalize(self, _release, model)
+            self._state = DecodingState([], self._new_sequence())
+            self.status = "open"
+
+    def close(self) -> None:
+        """Free the history and give the model's attention back; closing twice is fine."""
+        self._state = None
+        self.status = "closed"
+        if self._release is not None:
+            self._release()
+
+    def append(self, ids: Sequence[int], room_tokens: int) -> None:
+        """Add ids behind the present ones, to be processed by the next decoding.
+
+        Args:
+            ids: Raw token ids, possibly none.
+            room_tokens: Tokens that must still fit behind them.
+
+        Raises:
+            InputError: An id is not an integer of the vocabulary.
+            NothingPendingError: Nothing would be there to process.
+            ContextOverflowError: The model's context would not hold them.
+        """
+        state = self._opened()
+        checked = self._checked(ids)
+        if not checked and not state.unprocessed:
+            raise NothingPendingError(
+                explain(
+                    "asked to continue where no token waits to be processed",
+                    got=f"no new ids and a history of {self.processed_tokens} tokens",
+                    remedy="give at least one new id",
+                )
+            )
+        needed = len(state.ids) + len(checked) + room_tokens
+        limit = self.engine.shape.context_limit_tokens
+        if needed > limit:
+            raise ContextOverflowError(
+                explain(
+                    f"asked for a sequence of {needed} tokens ({len(state.ids)} present, "
+                    f"{len(checked)} new, {room_tokens} to generate)",
+                    allowed=f"{limit} tokens in this model",
+                    remedy="shorten the input, lower max_new_tokens or start a new session",
+                ),
+                needed_tokens=needed,
+                limit_tokens=limit,
+            )
+        state.ids.extend(checked)
+
+    def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
+        """Decode until a limit; every record is in the trace when it is yielded."""
+        for record in self._decoder.decode(self._opened(), limits):
+            self.trace.append(record)
+            yield record
+
+    def prefill(self) -> None:
+        """Process all ids but the last, which stays pending."""
+        state = self._opened()
+        if len(state.unprocessed) > 1:
+            self.engine.runner.dense(state.sequence, state.unprocessed[:-1])
+
+    def next_logits(self) -> Tensor:
+        """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
+
+        Raises:
+            NothingPendingError: No unprocessed id is there to draw behind.
+        """
+        state = self._opened()
+        if not state.unprocessed:
+            raise NothingPendingError(
+                explain("asked for next logits", got="no pending token", remedy="decode ids first")
+            )
+        return self._decoder.next_logits(state).cpu()
+
+    def cut(self, tokens: int) -> None:
+        """Keep the first `tokens` ids, their history and their records; the last id is pending."""
+        state = self._opened()
+        del state.ids[tokens:]
+        state.sequence.cut(min(state.sequence.processed_tokens, max(0, tokens - 1)))
+        while self.trace and self.trace[-1].position >= tokens:
+            self.trace.pop()
+
+    def fork(self, config: SessionConfig) -> TokenCore:
+        """An open core over the same ids; the history is shared, not copied."""
+        state = self._opened()
+        child = TokenCore(self.engine, config)
+        child.open()
+        assert child._state is not None
+        child._state.ids.extend(state.ids)
+        state.sequence.share_history_with(child._state.sequence)
+        child.trace = list(self.trace)
+        return child
+
+    def stats(self) -> SessionStats:
+        """See `SessionStats`."""
+        kinds = [record.kind for record in self.trace]
+        prefills = sum(record.reason == "prefill" for record in self.trace)
+        passes = kinds.count("slow") + kinds.count("retry") - prefills
+        sequence = self._state.sequence if self._state is not None else None
+        return SessionStats(
+            generated_tokens=len(kinds),
+            fast_tokens=kinds.count("fast"),
+            slow_tokens=kinds.count("slow"),
+            retry_tokens=kinds.count("retry"),
+            dense_passes=passes,
+            slow_share=passes / len(kinds) if kinds else 0.0,
+            acceptance=None,
+            history_tokens=self.processed_tokens,
+            history_bytes=sequence.history_bytes if sequence else 0,
+            memory_bytes=sequence.memory_bytes if sequence else 0,
+        )
+
+    def _opened(self) -> DecodingState:
+        self.open()
+        assert self._state is not None
+        return self._state
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        vocabulary = self.engine.shape.vocabulary_size
+        for index, value in enumerate(values):
+            integer = isinstance(value, int) and not isinstance(value, bool)
+            if not integer or not 0 <= value < vocabulary:
+                raise InputError(
+                    explain(
+                        f"gave token ids of which number {index} is unusable",
+                        got=repr(value),
+                        allowed=f"a flat sequence of integers from 0 to {vocabulary - 1}",
+                    )
+                )
+        return values
+
+    def _new_sequence(self) -> SequenceState:
+        memory, shape = self.config.memory, self.engine.shape
+        layout = None
+        if self.config.mode == "slow_fast":
+            layout = MemoryLayout(
+                memory.sink_tokens, memory.selected_tokens, memory.recent_tokens, shape.device
+            )
+        return SequenceState(
+            shape.windows,
+            layout,
+            frozenset(memory.dense_layers),
+            self.config.history.reserve_tokens,
+        )
+
+    def _make_decoder(self) -> Decoder:
+        config, tokenizer = self.config, self.engine.tokenizer
+        seed = config.sampling.seed
+        detectors = []
+        if config.mode == "slow_fast":
+            detectors = [
+                (entry.name, build_detector(entry, tokenizer, default_seed=seed))
+                for entry in config.boundaries
+            ]
+        pieces = TokenizerPieces(tokenizer) if tokenizer is not None else None
+        sampling = config.sampling
+        return Decoder(
+            self.engine.runner,
+            Sampler(sampling.temperature, sampling.top_p, sampling.top_k, seed),
+            build_selector(config.selector, default_seed=seed),
+            BoundaryMonitor(detectors, pieces),
+            StepSettings(
+                sparse=config.mode == "slow_fast",
+                minimum_segment_tokens=config.refresh.min_segment_tokens,
+                maximum_segment_tokens=config.refresh.max_segment_tokens,
+                evidence_queries=config.refresh.evidence_queries,
+                prefill_evidence_queries=config.refresh.prefill_evidence_queries,
+            ),
+            self._on_refresh,
+        )
+
+
+def _release(model: PreTrainedModel) -> None:
+    AttentionSwitch.of(model).release(model)
