@@ -78,6 +78,11 @@ class PluginLoader:
 
     def load(self) -> Registry:
         """Load every plugin and return what they offer; see `errors` for what went wrong."""
+        with _marked_as_loading():
+            self._load_all()
+            return self._collect()
+
+    def _load_all(self) -> None:
         for module_name in self._built_in_modules:
             self._load_built_in(module_name)
         for name, plugin in self._extra_plugins.items():
@@ -86,7 +91,6 @@ class PluginLoader:
         if self._load_entry_points:
             for entry_point in self._entry_points():
                 self._load_entry_point(entry_point)
-        return self._collect()
 
     def _registration(self, name: str, plugin: object) -> Callable[[], object]:
         return lambda: self._manager.register(plugin, name)
@@ -139,10 +143,10 @@ class PluginLoader:
             load()
             # Checked after each plugin, so that a misspelt hook is charged to its distribution.
             self._manager.check_pending()
-            self._check_implements_something(owner)
+            self._check_plugin(owner)
         except Exception as error:
             self._drop(owner)
-            if isinstance(error, PluginError):
+            if isinstance(error, PluginError) and error.plugin == owner.plugin:
                 self.errors.append(error)
                 return
             wrapped = owner.error(
@@ -153,8 +157,10 @@ class PluginLoader:
             wrapped.__cause__ = error
             self.errors.append(wrapped)
 
-    def _check_implements_something(self, owner: Owner) -> None:
-        if not self._manager.get_hookcallers(self._manager.get_plugin(owner.plugin)):
+    def _check_plugin(self, owner: Owner) -> None:
+        plugin = self._manager.get_plugin(owner.plugin)
+        hash(plugin)  # pluggy tells plugins apart by hash; better refused here than met there.
+        if not self._manager.get_hookcallers(plugin):
             raise owner.error(
                 "implements no hook",
                 "an object without implementations marked by sfi_agent.hookimpl",
@@ -193,15 +199,34 @@ def _owner_of(entry_point: importlib.metadata.EntryPoint) -> Owner:
     )
 
 
+_this_thread = threading.local()
+
+
+@contextmanager
+def _marked_as_loading() -> Iterator[None]:
+    _this_thread.is_loading = True
+    try:
+        yield
+    finally:
+        _this_thread.is_loading = False
+
+
 class _LoadedPlugins:
     """The registry of this process: loaded on first use, and replaceable for tests."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._loading = False
         self._registry: Registry | None = None
 
     def get(self, *, reload: bool) -> Registry:
+        if getattr(_this_thread, "is_loading", False):
+            raise PluginError(
+                explain(
+                    "a plugin asked for the loaded plugins while plugins were being loaded",
+                    allowed="plugin modules that build no configuration, detector or selector "
+                    "while they are imported",
+                )
+            )
         with self._lock:
             if self._registry is None or reload:
                 self._registry = self._load()
@@ -213,20 +238,8 @@ class _LoadedPlugins:
             return previous
 
     def _load(self) -> Registry:
-        if self._loading:
-            raise PluginError(
-                explain(
-                    "a plugin asked for the loaded plugins while plugins were being loaded",
-                    allowed="plugin modules that build no configuration, detector or selector "
-                    "while they are imported",
-                )
-            )
-        self._loading = True
-        try:
-            loader = PluginLoader()
-            registry = loader.load()
-        finally:
-            self._loading = False
+        loader = PluginLoader()
+        registry = loader.load()
         if loader.errors:
             raise loader.errors[0]
         return registry

@@ -80,10 +80,11 @@ class PluginEntry:
         if name not in known:
             raise problems_error([Problem("name", unknown_name(cls.kind, name, known))])
         options = validate_options(known[name], given)
+        resolved = options.model_dump(mode="json", by_alias=True)
         return cls(
             name=name,
-            given_json=_canonical(options, only_given=True),
-            resolved_json=_canonical(options, only_given=False),
+            given_json=json.dumps(_given(options, given), allow_nan=False),
+            resolved_json=json.dumps(resolved, sort_keys=True, allow_nan=False),
         )
 
     @classmethod
@@ -165,6 +166,9 @@ def _split(cls: type[PluginEntry], value: object) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _canonical(options: BaseModel, *, only_given: bool) -> str:
-    data = options.model_dump(mode="json", by_alias=True, exclude_unset=only_given)
-    return json.dumps(data, sort_keys=not only_given, allow_nan=False)
+def _given(options: BaseModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The validated values of the options that the author wrote, in the model's order."""
+    data = options.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    if given.keys() - data.keys():
+        return data  # A model that renames options is taken at its word.
+    return {key: value for key, value in data.items() if key in given}

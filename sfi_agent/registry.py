@@ -147,9 +147,9 @@ class RegistrationDesk:
             register = self._register_function(kind, owner, staged)
             try:
                 call_hook(register=register)
-            except PluginError:
-                raise
             except Exception as error:
+                if isinstance(error, PluginError) and error.plugin == owner.plugin:
+                    raise
                 raise owner.error(
                     f"failed while it registered its {kind}s", describe_exception(error)
                 ) from error
@@ -199,7 +199,7 @@ class RegistrationDesk:
 
 def describe_exception(error: BaseException) -> str:
     """Type and text of an exception in one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -242,6 +242,9 @@ CHANGES_THE_CLOSE = """\
 """Ends the last assistant message otherwise than an earlier one."""
 
 ARGUMENTS_AS_TEXT = """\
+{%- for tool in tools or [] -%}
+{{ tool.function.name }}
+{%- endfor -%}
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {{ message.content or '' }}
@@ -250,9 +253,6 @@ ARGUMENTS_AS_TEXT = """\
 {%- endfor -%}
 <|im_end|>
 {% endfor -%}
-{%- for tool in tools or [] -%}
-{{ tool.function.name }}
-{%- endfor -%}
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% endif -%}

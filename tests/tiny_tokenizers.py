@@ -135,7 +135,7 @@ def _metaspace_json() -> str:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     names += sorted(learned, key=lambda name: learned[name])
     vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    merges = [tuple(pair) for pair in _merges_of(trained)]
+    merges = [(left, right) for left, right in _merges_of(trained)]
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence(

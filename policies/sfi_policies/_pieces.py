@@ -10,7 +10,12 @@ from weakref import WeakKeyDictionary
 
 from sfi_agent import ConfigError
 
-__all__ = ["VocabularyPieces", "require_tokenizer", "vocabulary_pieces"]
+__all__ = [
+    "VocabularyPieces",
+    "require_fast_tokenizer",
+    "require_tokenizer",
+    "vocabulary_pieces",
+]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _ANCHOR_TEXTS = ("a", "A", "1", "\u2581a", "\u0120a", "x", "0")
@@ -31,7 +36,7 @@ def _byte_of_symbol() -> dict[str, int]:
 
 
 def require_tokenizer(detector: str, tokenizer: Any, reason: str) -> None:
-    """Refuse what is not a Hugging Face fast tokenizer.
+    """Refuse to build a detector without a tokenizer.
 
     Args:
         detector: Name of the detector that asks.
@@ -39,12 +44,26 @@ def require_tokenizer(detector: str, tokenizer: Any, reason: str) -> None:
         reason: What the detector needs it for.
 
     Raises:
+        ConfigError: `tokenizer` is None.
+    """
+    if tokenizer is None:
+        raise _refused(detector, "no tokenizer", reason)
+
+
+def require_fast_tokenizer(detector: str, tokenizer: Any, reason: str) -> None:
+    """Refuse to build a detector without a tokenizer whose vocabulary can be read.
+
+    Raises:
         ConfigError: `tokenizer` is None or has no `backend_tokenizer`.
     """
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        return
-    got = "no tokenizer" if tokenizer is None else f"a {type(tokenizer).__name__}"
-    raise ConfigError(
+    require_tokenizer(detector, tokenizer, reason)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        got = f"a {type(tokenizer).__name__}, which has no backend_tokenizer"
+        raise _refused(detector, got, reason)
+
+
+def _refused(detector: str, got: str, reason: str) -> ConfigError:
+    return ConfigError(
         f"the detector {detector!r} was built; got {got}; allowed: a Hugging Face fast tokenizer, "
         f"for {reason}. Pass the checkpoint's tokenizer, or choose a detector that needs none, "
         "such as interval."

@@ -245,7 +245,9 @@ class SentenceScanner:
     def _skip_in_group(self, ending: _Ending, character: str) -> None:
         length = ending.group_characters + 1
         if character == ending.group:
-            self._ending = replace(ending, group="", closed=True)
+            # A tag separates like a space (".<br>Then"), a citation does not.
+            gap = max(ending.gap, _Gap.SPACE) if character == ">" else ending.gap
+            self._ending = replace(ending, group="", closed=True, gap=gap)
         elif length > _LONGEST_GROUP:
             self._ending = None
             self._word = ""

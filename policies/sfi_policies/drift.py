@@ -21,7 +21,7 @@ class DriftConfig(Settings):
         le=1.0,
         description="Share of a fast step's attention mass that must stay on the selected "
         "tokens; below it the selection no longer serves.",
-        json_schema_extra={"unit": "share"},
+        json_schema_extra={"unit": "fraction"},
     )
 
 

@@ -40,7 +40,7 @@ class EntropyConfig(Settings):
         default="now",
         description="Moment of the dense step: now runs the reported token again densely before "
         "anything is drawn from it, next makes the following step slow.",
-        json_schema_extra={"unit": "moment"},
+        json_schema_extra={"unit": "choice"},
     )
 
     @model_validator(mode="before")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfi_agent import Boundary, Settings, StepEvent, TokenEvent
-from sfi_policies._pieces import require_tokenizer, vocabulary_pieces
+from sfi_policies._pieces import require_fast_tokenizer, vocabulary_pieces
 from sfi_policies._sentences import ScannerState, SentenceScanner
 
 __all__ = ["Punctuation", "PunctuationConfig"]
@@ -59,7 +59,7 @@ class Punctuation:
     needs: frozenset[str] = frozenset()
 
     def __init__(self, config: PunctuationConfig, tokenizer: Any) -> None:
-        require_tokenizer("punctuation", tokenizer, "the text of every token of its vocabulary")
+        require_fast_tokenizer("punctuation", tokenizer, "the text of every token it may meet")
         self._vocabulary = vocabulary_pieces(tokenizer)
         self._scanner = SentenceScanner()
         self._incomplete = b""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sfi_agent import Boundary, ConfigError, Settings, StepEvent, TokenEvent
+from sfi_policies._pieces import require_tokenizer
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -36,14 +37,14 @@ class SpacySentencesConfig(Settings):
         default="en",
         min_length=1,
         description="Language code of the blank pipeline that is used when no pipeline is named.",
-        json_schema_extra={"unit": "language code"},
+        json_schema_extra={"unit": "choice"},
     )
     pipeline: str | None = Field(
         default=None,
         min_length=1,
         description="Name or path of an installed spaCy pipeline; null uses a blank pipeline with "
         "the sentencizer.",
-        json_schema_extra={"unit": "pipeline name"},
+        json_schema_extra={"unit": "name"},
     )
 
 
@@ -103,15 +104,18 @@ class SpacySentences:
 
     Args:
         config: Language or pipeline.
-        tokenizer: Not used: the detector reads the running text.
+        tokenizer: A Hugging Face tokenizer: its special tokens are no text and end the window.
 
     Raises:
-        ConfigError: spaCy has no such language or pipeline, or the pipeline finds no sentences.
+        ConfigError: There is no tokenizer and so no text, spaCy has no such language or
+            pipeline, or the pipeline sets no sentence boundaries.
     """
 
     needs: frozenset[str] = frozenset({"text"})
 
-    def __init__(self, config: SpacySentencesConfig, tokenizer: Any = None) -> None:
+    def __init__(self, config: SpacySentencesConfig, tokenizer: Any) -> None:
+        require_tokenizer("spacy", tokenizer, "the running text")
+        self._control_ids = frozenset(tokenizer.all_special_ids)
         self._pipeline = _load(config.language, config.pipeline)
         self._window = _Window()
 
@@ -126,6 +130,9 @@ class SpacySentences:
 
     def after_token(self, event: TokenEvent) -> Boundary | None:
         """A boundary when a sentence starts with this token, or is first seen to have started."""
+        if event.token_id in self._control_ids:
+            self._window = _Window()
+            return None
         if not event.text:
             return None
         text = self._window.text + event.text
@@ -154,9 +161,9 @@ def _load(language: str, pipeline: str | None) -> _SharedPipeline:
             blank = spacy.blank(language)
         except ImportError as error:
             raise ConfigError(
-                f"the detector 'spacy' was built; got language={language!r} ({_first_line(error)}); "
-                f"allowed: {', '.join(_known_languages())}, where some need a package of their "
-                "own. Choose one of them, or name an installed pipeline."
+                f"the detector 'spacy' was built; got language={language!r} "
+                f"({_first_line(error)}); allowed: {', '.join(_known_languages())}, where some "
+                "need a package of their own. Choose one of them, or name an installed pipeline."
             ) from error
         blank.add_pipe("sentencizer")
         return _SharedPipeline(blank)

@@ -16,7 +16,7 @@ _LONGEST_LINE = 120  # List markers and fences stand at the start of a line.
 _LONGEST_TAG = 80
 _LIST_MARKER = re.compile(r"[ \t>]*(?:[-*+\u2022\u2023\u25e6]|\d{1,3}[.)]|[A-Za-z][.)])[ \t]")
 _FENCE = re.compile(r"[ \t>]*(?P<mark>`{3,}|~{3,})(?P<rest>[^`]*)")
-# <tool_call>, </think>, <function=search>, <|python_tag|>, <\uff5ctool\u2581calls\u2581begin\uff5c>.
+# <tool_call>, </think>, <function=search>, <|python_tag|>, and the same with U+FF5C for the bar.
 _ANGLE_TAG = (
     r"</?[|\uff5c]?(?:[\w.:-]*[_\u2581.:-])?"
     r"(?:(?P<thinking>think|thought|reason|scratchpad|channel)"
@@ -146,10 +146,10 @@ class Structure:
 
     Args:
         config: No options.
-        tokenizer: A Hugging Face fast tokenizer; its added tokens are searched for tags.
+        tokenizer: A Hugging Face tokenizer; its added tokens are searched for tags.
 
     Raises:
-        ConfigError: There is no fast tokenizer.
+        ConfigError: There is no tokenizer.
     """
 
     needs: frozenset[str] = frozenset({"text"})

@@ -235,10 +235,9 @@ class KlFusion:
         last = max(norms.shape[-1] - 1, 1)
         index = torch.arange(norms.shape[-1], device=norms.device, dtype=torch.float32)
         decay = -math.log(config.position_theta) / config.position_p
+        remaining = ((last - index) / last).clamp(min=_EPSILON)
         position = -decay * (index / last) ** config.position_power
-        if config.position_eta > 0:
-            remaining = ((last - index) / last).clamp(min=_EPSILON)
-            position = position + config.position_eta * remaining.log()
+        position = position + config.position_eta * remaining.log()
         size = -config.gamma * norms.clamp(min=_EPSILON).log()
         return _normalised(config.norm_weight * size + config.position_weight * position)
 

@@ -34,7 +34,7 @@ class Random:
     """A uniformly random set per KV head, the same for the same shape of evidence and seed.
 
     Counter-based: a candidate's rank is a 32-bit hash of (seed, candidate_start, number of
-    candidates, head, position), computed with integers on the evidence's device. So no generator
+    candidates, head, candidate), computed with integers on the evidence's device. So no generator
     state must be kept over rewinds and forks, and batch mates do not matter. All sequences of a
     batch and all layers draw alike. Equal hashes go to the lower position.
 
@@ -65,7 +65,7 @@ class Random:
         stream = _mix_numbers(self.config.seed or 0, start, candidates)
         head = _mix((torch.arange(heads, device=device) + stream) & _WORD)
         index = torch.arange(candidates, device=device)
-        hashes = _mix(head.unsqueeze(-1) ^ _mix((index + start) & _WORD))
+        hashes = _mix(head.unsqueeze(-1) ^ _mix(index))
         keys = (hashes << 31) | (candidates - 1 - index)
         return choose(keys.expand(batch, -1, -1), budget, start)
 

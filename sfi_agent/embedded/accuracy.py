@@ -86,11 +86,12 @@ def evaluate(
     chats = [_first_messages(case) for case in cases]
     offered = [bool(case.calls) or index % 2 == 0 for index, case in enumerate(cases)]
     said = _generate(network, tokenizer, _render(tokenizer, cases, chats, offered))
-    again = []
+    again, called = [], [not case.calls for case in cases]
     for index, case in enumerate(cases):
         if case.calls and said[index] == _expected_calls(case):
             chats[index] += _call_messages(case)
             again.append(index)
+            called[index] = True
     prompts = _render(
         tokenizer,
         [cases[index] for index in again],
@@ -100,7 +101,7 @@ def evaluate(
     for index, text in zip(again, _generate(network, tokenizer, prompts), strict=True):
         said[index] = text
     outcomes = []
-    for case, text in zip(cases, said, strict=True):
+    for case, text, calls_right in zip(cases, said, called, strict=True):
         result = score(case, text)
         outcomes.append(
             Outcome(
@@ -108,8 +109,8 @@ def evaluate(
                 case.kind,
                 case.variant,
                 case.seed,
-                result.exact,
-                result.sentences_right,
+                calls_right and result.exact,
+                result.sentences_right if calls_right else 0,
                 result.sentences,
                 text,
             )
@@ -185,17 +186,14 @@ def _render(
     chats: Sequence[list[dict[str, Any]]],
     offered: Sequence[bool],
 ) -> list[str]:
-    return [
-        str(
-            tokenizer.apply_chat_template(
-                chat,
-                tools=make_tools(case.log) if with_tools else None,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+    prompts = []
+    for case, chat, with_tools in zip(cases, chats, offered, strict=True):
+        tools: list[Any] | None = [*make_tools(case.log)] if with_tools else None
+        prompt = tokenizer.apply_chat_template(
+            chat, tools=tools, add_generation_prompt=True, tokenize=False
         )
-        for case, chat, with_tools in zip(cases, chats, offered, strict=True)
-    ]
+        prompts.append(str(prompt))
+    return prompts
 
 
 def _generate(
@@ -222,7 +220,7 @@ def _generate(
             )
         new = output[:, inputs["input_ids"].shape[1] :]
         for index, ids in zip(members, new.tolist(), strict=True):
-            answers[index] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers[index] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
     return answers
 
 

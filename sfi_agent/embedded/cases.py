@@ -13,9 +13,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sfi_agent.embedded.fragments import approximate_tokens
 from sfi_agent.embedded.office_tools import make_tools
 from sfi_agent.embedded.questions import KINDS, REQUIRED_FIELDS, ToolUse, Turn, make_turn
-from sfi_agent.embedded.world import VARIANTS, approximate_tokens, make_office
+from sfi_agent.embedded.world import VARIANTS, make_office
 from sfi_agent.errors import InputError, explain
 
 __all__ = ["Case", "CaseScore", "Conversation", "make_case", "make_conversation", "score"]

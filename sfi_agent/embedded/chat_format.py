@@ -37,8 +37,7 @@ TOOLS_AFTER = (
     '<tool_call>\n{"name": <name>, "arguments": <arguments>}\n</tool_call>'
 )
 
-CHAT_TEMPLATE = (
-    """\
+CHAT_TEMPLATE = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages and messages[0].role == 'system' %}
@@ -101,7 +100,6 @@ CHAT_TEMPLATE = (
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """.replace("TOOLS_BEFORE", repr(TOOLS_BEFORE)).replace("TOOLS_AFTER", repr(TOOLS_AFTER))
-)
 
 RESPONSE_TEMPLATE: dict[str, Any] = {
     "version": 1,

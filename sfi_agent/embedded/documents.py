@@ -57,7 +57,7 @@ _KIND_WEIGHTS = {"report": 0.42, "chain": 0.22, "attribute": 0.14, "tool": 0.22}
 @lru_cache(maxsize=1)
 def tool_schemas() -> dict[str, str]:
     """The JSON line of each office tool, as the chat template writes it."""
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     return {
         tool.__name__: json.dumps(get_json_schema(tool), ensure_ascii=False)

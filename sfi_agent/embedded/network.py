@@ -77,7 +77,8 @@ def attention_entropy(queries: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
     hidden = future[:, None].repeat(1, 1, group, 1)
     logits = logits.masked_fill(hidden, -1e9)
     log_share = logits.log_softmax(-1)
-    return -(log_share.exp() * log_share).sum(-1).mean()
+    entropies: Tensor = -(log_share.exp() * log_share).sum(-1)
+    return entropies.mean()
 
 
 def _layer(
@@ -105,7 +106,11 @@ def _layer(
 def _head(network: Any, hidden: Tensor, ids: Tensor, answered: Tensor) -> tuple[Tensor, Tensor]:
     logits = network.lm_head(network.model.norm(hidden)).float()[:, :-1]
     targets = ids[:, 1:].masked_fill(~answered[:, 1:], -100)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    total = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+    )
+    # A batch in which no answer fits must give 0: a mean over nothing is NaN and would stay.
+    loss = total / answered[:, 1:].sum().clamp(min=1)
     right = logits.detach().argmax(-1) == ids[:, 1:]
     return loss, right
 

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sfi_agent.embedded import office_tools
+from sfi_agent.embedded.fragments import Entity, name_fragments, sentence_fragments
 from sfi_agent.embedded.lexicon import Field
-from sfi_agent.embedded.world import Entity, Office, name_fragments, sentence_fragments
+from sfi_agent.embedded.world import Office
 
 __all__ = ["KINDS", "REQUIRED_FIELDS", "ToolUse", "Turn", "make_turn", "number_fragments"]
 
@@ -75,7 +76,7 @@ def make_turn(rng: random.Random, office: Office, kind: str) -> Turn:
 
 
 def _enumeration(parts: list[list[str]]) -> list[str]:
-    """"a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"."""
     result: list[str] = []
     for index, part in enumerate(parts):
         if index:

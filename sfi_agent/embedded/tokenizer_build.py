@@ -52,13 +52,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=[AddedToken(token, special=True) for token in _CONTROL]
-        + [AddedToken(token, special=False) for token in chat_format.KEPT_TOKENS],
+        vocab_size=VOCABULARY_SIZE - len(chat_format.KEPT_TOKENS),
+        special_tokens=list(_CONTROL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(_corpus(), trainer)
+    # Added after the training, because the trainer makes every token it is given a special one.
+    core.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in chat_format.KEPT_TOKENS]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=chat_format.MESSAGE_CLOSE,

@@ -15,16 +15,18 @@ import json
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sfi_agent.embedded.documents import FragmentTable
+from sfi_agent.embedded.export import export_network
 from sfi_agent.embedded.network import TrainingForward, build_network
 from sfi_agent.embedded.tokenizer_build import build_tokenizer
 from sfi_agent.embedded.train_data import Batch, BatchStream, make_batch
+from sfi_agent.embedded.train_progress import Meter, Phase, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,28 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["PHASES", "SEED", "Phase", "Trainer", "main"]
 
 SEED = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One part of the training.
-
-    Attributes:
-        name: Shown in the log, part of the name of its data.
-        lengths: Document lengths in tokens, one batch of each in turn.
-        seconds: Time spent on training steps.
-        batch_tokens: Tokens per step.
-        rate_start, rate_end: Learning rate at both ends, linear in time between them.
-        entropy_weight: Weight of the mean attention entropy (nats) in the loss.
-    """
-
-    name: str
-    lengths: tuple[int, ...]
-    seconds: float
-    batch_tokens: int
-    rate_start: float
-    rate_end: float
-    entropy_weight: float = 0.0
 
 
 PHASES = (
@@ -71,18 +51,6 @@ _REPORT_SECONDS = 10.0
 _EVALUATION_BATCHES = 3
 
 
-@dataclass
-class Progress:
-    """Where a run stands; saved with the weights."""
-
-    phase: int = 0
-    phase_seconds: float = 0.0
-    phase_batches: int = 0
-    steps: int = 0
-    tokens: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Trainer:
     """Runs phases, saves and resumes. One instance per process.
 
@@ -92,6 +60,7 @@ class Trainer:
         device: "cuda" or "cpu"; on CUDA the forward is compiled and runs under bfloat16 autocast.
         workers: Data processes.
         changes: Fields of the network configuration to replace, for tests.
+        tokenizer: What `build_tokenizer` returned; None builds it.
     """
 
     def __init__(
@@ -102,10 +71,11 @@ class Trainer:
         device: str = "cuda",
         workers: int = 14,
         changes: dict[str, Any] | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
     ) -> None:
         self.out, self.phases, self.device, self.workers = out, phases, device, workers
         out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer()
+        self.tokenizer = tokenizer or build_tokenizer()
         self.tokenizer.save_pretrained(out / "export")
         self._tokenizer_file = out / "export" / "tokenizer.json"
         network: Qwen3ForCausalLM = build_network(len(self.tokenizer), SEED, **(changes or {}))
@@ -144,14 +114,14 @@ class Trainer:
         return True
 
     def _run_phase(self, phase: Phase, stream: BatchStream, deadline: float) -> bool:
-        state, meter = self.progress, _Meter()
+        state, meter = self.progress, Meter()
         untimed = {length: _UNTIMED_STEPS for length in phase.lengths}
         mark = time.monotonic()
         while state.phase_seconds < phase.seconds:
             if time.monotonic() > deadline:
                 return False
             batch = stream.take()
-            loss, entropy = self._step(phase, batch)
+            loss, entropy = self.step(phase, batch)
             meter.add(loss, entropy, batch.ids.size)
             state.steps += 1
             state.phase_batches += 1
@@ -168,10 +138,11 @@ class Trainer:
             if meter.elapsed > _REPORT_SECONDS:
                 rate = self.optimizer.param_groups[0]["lr"]
                 self._say({"phase": phase.name, "rate": round(rate, 6), **meter.report(state)})
-                meter = _Meter()
+                meter = Meter()
         return True
 
-    def _step(self, phase: Phase, batch: Batch) -> tuple[Tensor, Tensor]:
+    def step(self, phase: Phase, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns loss and attention entropy, both in nats."""
         state = self.progress
         share = min(1.0, state.phase_seconds / phase.seconds)
         rate = phase.rate_start + (phase.rate_end - phase.rate_start) * share
@@ -179,7 +150,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss, entropy, _ = self._losses(phase, batch)
-        (loss + phase.entropy_weight * entropy).backward()  # type: ignore[no-untyped-call]
+        (loss + phase.entropy_weight * entropy).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -250,34 +221,6 @@ class Trainer:
             torch.cuda.synchronize()
 
 
-class _Meter:
-    """Mean loss and speed between two lines of the log."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._losses: list[Tensor] = []
-        self._entropies: list[Tensor] = []
-        self._tokens = 0
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self._began
-
-    def add(self, loss: Tensor, entropy: Tensor, tokens: int) -> None:
-        self._losses.append(loss)
-        self._entropies.append(entropy)
-        self._tokens += tokens
-
-    def report(self, state: Progress) -> dict[str, Any]:
-        return {
-            "steps": state.steps,
-            "million_tokens": round(state.tokens / 1e6, 1),
-            "loss": round(float(torch.stack(self._losses).mean()), 5),
-            "attention_entropy": round(float(torch.stack(self._entropies).mean()), 3),
-            "tokens_per_second": round(self._tokens / self.elapsed),
-        }
-
-
 def _make_optimizer(network: Qwen3ForCausalLM, *, fused: bool) -> torch.optim.AdamW:
     matrices = [p for p in network.parameters() if p.dim() > 1]
     vectors = [p for p in network.parameters() if p.dim() <= 1]
@@ -286,23 +229,6 @@ def _make_optimizer(network: Qwen3ForCausalLM, *, fused: bool) -> torch.optim.Ad
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-9, fused=fused)
-
-
-def export_network(
-    network: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
-    """Write the network in bfloat16 shards of at most 12 MB, with tokenizer and defaults."""
-    from transformers import GenerationConfig
-
-    copy: Any = type(network)(network.config).to(torch.bfloat16)
-    copy.load_state_dict(network.state_dict())
-    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    copy.config.eos_token_id, copy.config.pad_token_id = ends[0], ends[1]
-    copy.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=ends, pad_token_id=ends[1]
-    )
-    copy.save_pretrained(folder, max_shard_size="12MB")
-    tokenizer.save_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:

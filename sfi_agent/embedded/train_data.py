@@ -19,6 +19,8 @@ import numpy as np
 from sfi_agent.embedded.documents import Document, FragmentTable, make_document
 
 if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
     from numpy.typing import NDArray
 
 __all__ = ["ENTROPY_ROWS", "Batch", "BatchStream", "make_batch"]
@@ -64,9 +66,7 @@ def make_batch(key: str, length_tokens: int, documents: int, table: FragmentTabl
 
 def _sample_rows(document: Document, rng: random.Random) -> list[int]:
     """Positions whose next token the assistant writes, and a few positions anywhere."""
-    inside = [
-        position for start, end in document.answers for position in range(start - 1, end - 1)
-    ]
+    inside = [position for start, end in document.answers for position in range(start - 1, end - 1)]
     anywhere = ENTROPY_ROWS if not inside else _ANYWHERE_ROWS
     rows = [rng.randrange(len(document.ids)) for _ in range(anywhere)]
     return rows + [rng.choice(inside) for _ in range(ENTROPY_ROWS - anywhere)]
@@ -77,7 +77,7 @@ def _work(
     workers: int,
     plan: dict[str, Any],
     tokenizer_file: str,
-    ready: multiprocessing.Queue[Batch],
+    ready: Queue[Batch],
 ) -> None:
     table = FragmentTable.from_file(Path(tokenizer_file))
     index = plan["first_batch"] + worker
@@ -116,7 +116,7 @@ class BatchStream:
             "first_batch": first_batch,
         }
         context = multiprocessing.get_context("spawn")
-        self._queues = [context.Queue(_QUEUE_BATCHES) for _ in range(workers)]
+        self._queues: list[Queue[Batch]] = [context.Queue(_QUEUE_BATCHES) for _ in range(workers)]
         self._processes = [
             context.Process(
                 target=_work, args=(worker, workers, plan, str(tokenizer_file), ready), daemon=True

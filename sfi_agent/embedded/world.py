@@ -14,64 +14,28 @@ Two variants:
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from sfi_agent.embedded import lexicon
+from sfi_agent.embedded.fragments import Entity, approximate_tokens
 from sfi_agent.embedded.lexicon import Field
+from sfi_agent.embedded.log_style import (
+    LogStyle,
+    draw_style,
+    entity_lines,
+    filler_lines,
+    line_prefix,
+    lines_tokens,
+)
 from sfi_agent.errors import InputError, explain
 
-__all__ = [
-    "MAX_LOG_TOKENS",
-    "VARIANTS",
-    "Entity",
-    "Office",
-    "approximate_tokens",
-    "make_office",
-    "name_fragments",
-    "phrase_fragments",
-    "sentence_fragments",
-]
+__all__ = ["MAX_LOG_TOKENS", "VARIANTS", "Office", "make_office"]
 
 VARIANTS = ("easy", "hard")
 MAX_LOG_TOKENS = 9216
 """Longest log that can be made: the easy names give out beyond it."""
 _MIN_LOG_TOKENS = 160
-_PRE_TOKEN = re.compile(r" ?[^\W\d_]+|\d| ?[^\w\s]+|\s|_")
-
-_THINGS = (
-    " printer| lift| coffee machine| front door| heating| projector| server| phone line| window"
-    "| water cooler| copier| gate| alarm| carpet| fridge"
-).split("|")
-_EVENTS = (
-    " was repaired| was out of order| was cleaned| needs a new part| made a loud noise"
-    "| was checked twice| was switched off| works again| was moved to the hall| got a new sign"
-).split("|")
-_TIMES = (
-    "| in the morning| before lunch| at noon| after lunch| late in the day| around six"
-    "| for an hour| once more"
-).split("|")
-_ERRANDS = (
-    " brought cake| called about the parking| asked for new chairs| was late| left early"
-    "| cleaned the kitchen| lost an umbrella| ordered paper| booked the hall| fed the fish"
-).split("|")
-
-
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """A person or a project and everything the log says about it.
-
-    Attributes:
-        kind: "person" or "project".
-        name: Without a leading space; two words for hard names.
-        facts: Field key to value; every value is a string.
-    """
-
-    kind: str
-    name: str
-    facts: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,60 +75,6 @@ class Office:
         return self.person_fields if kind == "person" else self.project_fields
 
 
-@dataclass(frozen=True, slots=True)
-class _Style:
-    prefix: str
-    joiner: str
-    shuffle_facts: bool
-    scattered: bool
-    long_names: bool
-
-
-@lru_cache(maxsize=65536)
-def approximate_tokens(fragment: str) -> int:
-    """Estimated token count of a piece of text, without the tokenizer.
-
-    Words of the lexicon are one token, a three-syllable part of a hard name two.
-    """
-    count = 0
-    for piece in _PRE_TOKEN.findall(fragment):
-        word = piece.strip()
-        known = word.islower() or word in _ONE_TOKEN_NAMES or not word.isalpha()
-        count += 1 if known else 2
-    return count
-
-
-_ONE_TOKEN_NAMES = frozenset(
-    (*lexicon.EASY_PERSON_NAMES, *lexicon.EASY_PROJECT_NAMES, *lexicon.CITIES, *lexicon.MONTHS)
-)
-
-
-def name_fragments(name: str) -> list[str]:
-    """A name as fragments with their leading spaces."""
-    return [" " + word for word in name.split(" ")]
-
-
-def phrase_fragments(field: Field, value: str) -> list[str]:
-    """A fact as fragments, such as " sits in room", " 412"."""
-    if field.link:
-        return [field.phrase, *name_fragments(value)]
-    return [field.phrase, " " + value]
-
-
-def sentence_fragments(
-    entity: Entity, fields: tuple[Field, ...] | list[Field], joiner: str = ","
-) -> list[str]:
-    """One sentence that states the given facts in the given order, full stop included."""
-    parts = name_fragments(entity.name)
-    last = len(fields) - 1
-    for index, field in enumerate(fields):
-        if index:
-            parts.append(" and" if index == last else joiner)
-        parts.extend(phrase_fragments(field, entity.facts[field.key]))
-    parts.append(".")
-    return parts
-
-
 def make_office(
     rng: random.Random,
     variant: str,
@@ -186,7 +96,7 @@ def make_office(
         InputError: Unknown variant or a length out of range.
     """
     _check(variant, log_tokens)
-    style = _draw_style(rng, variant)
+    style = draw_style(rng, variant)
     person_fields = _draw_fields(rng, lexicon.PERSON_FIELDS, rng.randint(1, 3), required)
     project_fields = _draw_fields(rng, lexicon.PROJECT_FIELDS, rng.randint(0, 1), frozenset())
     filler_share = rng.uniform(0.03, 0.2)
@@ -197,20 +107,20 @@ def make_office(
     lines = [
         line
         for entity in (*people, *projects)
-        for line in _entity_lines(
+        for line in entity_lines(
             rng, entity, person_fields if entity.kind == "person" else project_fields, style
         )
     ]
-    lines.extend(_fillers(rng, people, log_tokens - _total(lines, style, count), style, count))
+    lines.extend(
+        filler_lines(rng, people, log_tokens - lines_tokens(lines, style, count), style, count)
+    )
     rng.shuffle(lines)
     fragments = ["Office log of", f" {day}", ":"]
     for index, line in enumerate(lines):
         fragments.append("\n")
-        fragments.extend(_prefix(rng, style, index))
+        fragments.extend(line_prefix(rng, style, index))
         fragments.extend(line)
-    return Office(
-        day, variant, people, projects, person_fields, project_fields, tuple(fragments)
-    )
+    return Office(day, variant, people, projects, person_fields, project_fields, tuple(fragments))
 
 
 def _check(variant: str, log_tokens: int) -> None:
@@ -226,19 +136,6 @@ def _check(variant: str, log_tokens: int) -> None:
                 allowed=f"{_MIN_LOG_TOKENS} to {MAX_LOG_TOKENS}",
             )
         )
-
-
-def _draw_style(rng: random.Random, variant: str) -> _Style:
-    scattered = long_names = False
-    if variant == "hard":
-        scattered, long_names = rng.choice(((True, False), (False, True), (True, True)))
-    return _Style(
-        prefix=rng.choice(("-", "-", "*", "time", "#")),
-        joiner=rng.choice((",", ",", ";")),
-        shuffle_facts=rng.random() < 0.6,
-        scattered=scattered,
-        long_names=long_names,
-    )
 
 
 def _draw_fields(
@@ -258,7 +155,7 @@ def _draw_fields(
     return tuple(kept)
 
 
-def _draw_names(rng: random.Random, kind: str, number: int, style: _Style) -> list[str]:
+def _draw_names(rng: random.Random, kind: str, number: int, style: LogStyle) -> list[str]:
     if not style.long_names:
         pool = lexicon.EASY_PERSON_NAMES if kind == "person" else lexicon.EASY_PROJECT_NAMES
         return rng.sample(pool, min(number, len(pool)))
@@ -276,7 +173,7 @@ def _draw_names(rng: random.Random, kind: str, number: int, style: _Style) -> li
 
 def _draw_entities(
     rng: random.Random,
-    style: _Style,
+    style: LogStyle,
     person_fields: tuple[Field, ...],
     project_fields: tuple[Field, ...],
     budget_tokens: float,
@@ -290,9 +187,9 @@ def _draw_entities(
         for name in sample_names
     ]
     sample_lines = [
-        line for entity in sample for line in _entity_lines(rng, entity, person_fields, style)
+        line for entity in sample for line in entity_lines(rng, entity, person_fields, style)
     ]
-    cost = _total(sample_lines, style, count) / len(sample)
+    cost = lines_tokens(sample_lines, style, count) / len(sample)
     number = max(4, round(budget_tokens / (cost * (1 - 0.3 * project_share))))
     project_number = max(2, round(number * project_share))
     people_names = _draw_names(rng, "person", max(3, number - project_number), style)
@@ -340,54 +237,3 @@ def _with_unique_badges(rng: random.Random, people: tuple[Entity, ...]) -> tuple
         Entity(person.kind, person.name, {**person.facts, "badge": str(badge)})
         for person, badge in zip(people, badges, strict=True)
     )
-
-
-def _entity_lines(
-    rng: random.Random, entity: Entity, fields: tuple[Field, ...], style: _Style
-) -> list[list[str]]:
-    order = list(fields)
-    if style.shuffle_facts:
-        rng.shuffle(order)
-    if not style.scattered:
-        return [sentence_fragments(entity, order, style.joiner)]
-    lines, start = [], 0
-    while start < len(order):
-        size = rng.choice((1, 1, 2))
-        lines.append(sentence_fragments(entity, order[start : start + size], style.joiner))
-        start += size
-    return lines
-
-
-def _fillers(
-    rng: random.Random,
-    people: tuple[Entity, ...],
-    budget_tokens: float,
-    style: _Style,
-    count: Callable[[str], int],
-) -> list[list[str]]:
-    lines: list[list[str]] = []
-    spent = 0
-    while spent < budget_tokens - 5:
-        if rng.random() < 0.3:
-            line = [*name_fragments(rng.choice(people).name), rng.choice(_ERRANDS)]
-        elif rng.random() < 0.2:
-            line = [" Parcel", f" {rng.randrange(100, 10000)}", " arrived"]
-        else:
-            line = [" The", rng.choice(_THINGS), rng.choice(_EVENTS)]
-        line.extend(piece for piece in (rng.choice(_TIMES), ".") if piece)
-        lines.append(line)
-        spent += _total([line], style, count)
-    return lines
-
-
-def _prefix(rng: random.Random, style: _Style, index: int) -> list[str]:
-    if style.prefix == "time":
-        return [f"{rng.randrange(7, 19):02d}", ":", f"{rng.randrange(60):02d}"]
-    if style.prefix == "#":
-        return ["#", str(index + 1)]
-    return [style.prefix]
-
-
-def _total(lines: list[list[str]], style: _Style, count: Callable[[str], int]) -> int:
-    per_line = {"time": 6, "#": 4}.get(style.prefix, 2)
-    return sum(per_line + sum(map(count, line)) for line in lines)

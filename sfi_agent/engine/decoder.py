@@ -154,9 +154,7 @@ class Decoder:
 
     def _steps(self, state: DecodingState, limits: DecodeLimits) -> Iterator[StepRecord]:
         settings = self._settings
-        schedule = SegmentSchedule(
-            settings.minimum_segment_tokens, settings.maximum_segment_tokens
-        )
+        schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
         segment_capacity = min(settings.maximum_segment_tokens, limits.max_new_tokens) + 1
         started = time.perf_counter()
         output = self._prefill(state, limits, segment_capacity)
@@ -244,9 +242,7 @@ class Decoder:
         entropy = rest.pop(0) if self._monitor.needs_entropy else None
         return Choice(int(token), entropy, rest.pop(0) if rest else None)
 
-    def _show_token(
-        self, state: DecodingState, schedule: SegmentSchedule, choice: Choice
-    ) -> None:
+    def _show_token(self, state: DecodingState, schedule: SegmentSchedule, choice: Choice) -> None:
         if not self._settings.sparse:
             return
         position = len(state.ids) - 1

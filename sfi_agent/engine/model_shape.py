@@ -92,7 +92,9 @@ def _refuse_attention_interface(model: PreTrainedModel, name: str) -> None:
 def _refuse_features(config: Any, name: str) -> None:
     reasons = []
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        reasons.append(f"attention soft-cap (attn_logit_softcapping={config.attn_logit_softcapping})")
+        reasons.append(
+            f"attention soft-cap (attn_logit_softcapping={config.attn_logit_softcapping})"
+        )
     if getattr(config, "num_kv_shared_layers", 0):
         reasons.append("layers that share keys and values (num_kv_shared_layers)")
     if getattr(config, "use_bidirectional_attention", None):

@@ -11,16 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sfi_agent.engine.history import Piece
+from sfi_agent.observe.log import log_event
 
 __all__ = ["attend_history", "attend_rows", "lse_kernel", "reference_attention"]
-
-_log = structlog.get_logger("sfi_agent.engine")
 
 
 class LseKernel(Protocol):
@@ -89,7 +87,9 @@ def lse_kernel(query: Tensor, values: Tensor) -> LseKernel:
     key = (query.device.type, query.dtype, query.shape[-1], values.shape[-1])
     if key not in _chosen:
         _chosen[key], reason = _choose_kernel(*key)
-        _log.debug("attention_kernel_chosen", device=key[0], dtype=str(key[1]), reason=reason)
+        log_event(
+            "debug", "attention_kernel_chosen", device=key[0], dtype=str(key[1]), reason=reason
+        )
     return _chosen[key]
 
 
@@ -146,9 +146,7 @@ def attend_history(query: Tensor, pieces: Sequence[Piece], scale: float) -> Tens
     return _merge(partial).to(query.dtype)
 
 
-def _past_rows(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _past_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     folded = _fold(query, keys.shape[0])
     out, lse = lse_kernel(query, values)(folded, keys, values, scale, False)
     return out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2])

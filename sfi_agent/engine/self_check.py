@@ -74,18 +74,18 @@ def check_model(model: PreTrainedModel, shape: ModelShape) -> float:
     except Exception as error:
         raise _cannot_run(model, f"{type(error).__name__}: {error}") from error
     difference = torch.linalg.vector_norm(own.float() - ours)
-    error = float(difference / torch.linalg.vector_norm(own.float()).clamp(min=1e-20))
+    relative_error = float(difference / torch.linalg.vector_norm(own.float()).clamp(min=1e-20))
     allowed = _LARGEST_RELATIVE_ERROR.get(shape.dtype, _LARGEST_RELATIVE_ERROR_HALF)
-    if not error <= allowed:
+    if not relative_error <= allowed:
         raise UnsupportedModelError(
             explain(
                 f"checked {type(model).__name__} against its own attention",
-                got=f"a relative error of {error:.3g} in the logits",
+                got=f"a relative error of {relative_error:.3g} in the logits",
                 allowed=f"at most {allowed:g} in {shape.dtype}",
                 remedy="its attention is not the causal softmax attention this engine computes",
             )
         )
-    return error
+    return relative_error
 
 
 def _cannot_run(model: PreTrainedModel, got: str) -> UnsupportedModelError:

@@ -96,4 +96,5 @@ def build_random_model(
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.02, generator=generator)
-    return model.eval()
+    model.eval()
+    return model

@@ -159,12 +159,10 @@ class ChatDelta:
         detail = f"{detail}; {difference}" if detail else difference
         return Continuation(kept, ids[kept:], reason, detail)
 
-    def _tails(
-        self, new_messages: Sequence[Message], calls: Sequence[ToolCall]
-    ) -> tuple[str, int]:
+    def _tails(self, new_messages: Sequence[Message], calls: Sequence[ToolCall]) -> tuple[str, int]:
         """Text after the marker with the new messages, and where in it the close begins."""
         problem = DeltaRefused("marker_is_rendered", "the template shows no assistant message")
-        for marker, head in self._heads(calls):
+        for marker, head in self._heads(calls, _marker_outside(new_messages)):
             try:
                 before = self._template.render(head, generation_prompt=False)
                 after = self._template.render([*head, *new_messages], generation_prompt=True)
@@ -190,11 +188,12 @@ class ChatDelta:
         found = max(starts, default=-1)
         return found if found >= 0 else len(tail)
 
-    def _heads(self, calls: Sequence[ToolCall]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def _heads(
+        self, calls: Sequence[ToolCall], marker: str
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Stand-in chats: the marker as text, then, for templates that show no text beside a
         call, as an argument of the last call."""
         user = {"role": "user", "content": "u"}
-        marker = probe_text()
         answered = calls[:1] if self._template.form.one_call_per_turn else calls
         assistant: dict[str, Any] = {"role": "assistant", "content": marker}
         if not answered:
@@ -217,7 +216,7 @@ class ChatDelta:
                 continue
             probes.append(probe_text())
             chat.append({**message, "content": probes[-1]})
-        _, head = next(self._heads(calls))
+        _, head = next(self._heads(calls, probe_text()))
         try:
             text = self._template.render([*head, *chat], generation_prompt=True)
         except RenderFailure as failure:
@@ -226,6 +225,14 @@ class ChatDelta:
         if missing:
             raise DeltaRefused("contents_are_rendered", f"messages of role {missing[0]} vanish")
         self._proven_shapes.add(shape)
+
+
+def _marker_outside(messages: Sequence[Message]) -> str:
+    """A marker that no message quotes, which would move the cut."""
+    text = repr(messages)
+    while (marker := probe_text()) in text:
+        pass
+    return marker
 
 
 def _pairs(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import torch
 
 from sfi_agent.config import SessionConfig
@@ -15,6 +14,7 @@ from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import CheckpointError, ConfigError, UnsupportedModelError, explain
+from sfi_agent.observe.log import log_event
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sfi_agent.session.tools import Tool
 
 __all__ = ["Engine"]
-
-_log = structlog.get_logger("sfi_agent.engine")
 
 
 class Engine:
@@ -54,7 +52,9 @@ class Engine:
     ) -> None:
         if model.training:
             raise UnsupportedModelError(
-                explain("made an Engine", got="a model in training mode", remedy="call model.eval()")
+                explain(
+                    "made an Engine", got="a model in training mode", remedy="call model.eval()"
+                )
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -63,7 +63,7 @@ class Engine:
         if AttentionSwitch.of(model).users == 0:
             # With open sessions on it the model has been checked already.
             error = check_model(model, self.shape)
-            _log.debug("model_checked", model=type(model).__name__, relative_error=error)
+            log_event("debug", "model_checked", model=type(model).__name__, relative_error=error)
 
     @classmethod
     def from_pretrained(
@@ -101,9 +101,8 @@ class Engine:
                 )
             ) from error
         tokenizer = _load_tokenizer(path)
-        return cls(
-            model.to(place).eval(), tokenizer, prefill_chunk_tokens=prefill_chunk_tokens
-        )
+        torch.nn.Module.to(model, place)
+        return cls(model.eval(), tokenizer, prefill_chunk_tokens=prefill_chunk_tokens)
 
     def session(
         self,
@@ -129,7 +128,7 @@ class Engine:
 
         config = config or SessionConfig()
         self.check_config(config)
-        return Session(self, config, system=system, tools=tools)
+        return Session.create(self, config, system, tools)
 
     def check_config(self, config: SessionConfig) -> None:
         """Refuse a policy that does not fit this model.
@@ -137,9 +136,7 @@ class Engine:
         Raises:
             ConfigError: It names a dense layer the model does not have.
         """
-        missing = [
-            layer for layer in config.memory.dense_layers if layer >= self.shape.num_layers
-        ]
+        missing = [layer for layer in config.memory.dense_layers if layer >= self.shape.num_layers]
         if missing:
             raise ConfigError(
                 explain(
@@ -188,5 +185,7 @@ def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        _log.warning("tokenizer_missing", path=str(path), cause=f"{type(error).__name__}: {error}")
+        log_event(
+            "warning", "tokenizer_missing", path=str(path), cause=f"{type(error).__name__}: {error}"
+        )
         return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from sfi_agent.errors import InputError, explain
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.events import ToolCall
 
-__all__ = ["FinishReason", "Reply", "ReuseLostReason", "Usage"]
+__all__ = ["FinishReason", "Reply", "ReuseLostReason", "Usage", "sum_replies"]
 
 FinishReason = Literal["stop", "length", "tool_calls", "max_turns", "cancelled"]
 ReuseLostReason = Literal[
@@ -118,6 +119,15 @@ class Reply:
         if usage.reuse_lost_reason:
             parts.append(f"reuse_lost_reason={usage.reuse_lost_reason!r}")
         return f"Reply({', '.join(parts)})"
+
+
+def sum_replies(replies: Iterable[Reply]) -> Reply:
+    """The last reply, with the usage and the steps of all."""
+    *earlier, last = replies
+    usage, steps = last.usage, last.steps
+    for reply in reversed(earlier):
+        usage, steps = reply.usage + usage, reply.steps + steps
+    return replace(last, usage=usage, steps=steps)
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.decoder import DecodeLimits
-from sfi_agent.errors import InputError, explain
+from sfi_agent.errors import InputError, TemplateError, explain
 from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.chat import Chat, make_chat
+from sfi_agent.session.events import Event, TurnEnd
 from sfi_agent.session.marks import Mark, MarkKeeper
 from sfi_agent.session.ownership import Ownership
-from sfi_agent.session.token_core import SessionStats, TokenCore
+from sfi_agent.session.reply import Reply, sum_replies
+from sfi_agent.session.stats import SessionStats
+from sfi_agent.session.token_core import TokenCore
+from sfi_agent.session.turn import TurnRunner
+from sfi_agent.session.user_input import UserInput
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,20 +39,31 @@ class Session:
     closes it, `close()` does the same, and both free the history. One thread uses it at a time.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        config: SessionConfig,
-        *,
-        system: str | None = None,
-        tools: Sequence[Callable[..., Any] | Tool] = (),
-        core: TokenCore | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, core: TokenCore, chat: Chat | None) -> None:
         self.engine = engine
-        self._core = core or TokenCore(engine, config)
+        self._core = core
+        self._chat = chat
         self._owner = Ownership()
         self._marks = MarkKeeper()
         self._cancelled = threading.Event()
+
+    @classmethod
+    def create(
+        cls,
+        engine: Engine,
+        config: SessionConfig,
+        system: str | None,
+        tools: Sequence[Callable[..., Any] | Tool],
+    ) -> Self:
+        """A new session; users call `engine.session(...)`."""
+        generation_config = getattr(engine.model, "generation_config", None)
+        chat = make_chat(engine.tokenizer, generation_config, system, tools)
+        return cls(engine, TokenCore(engine, config), chat)
+
+    @property
+    def id(self) -> str:
+        """Names the session in log events."""
+        return self._core.id
 
     @property
     def config(self) -> SessionConfig:
@@ -64,6 +81,11 @@ class Session:
         return list(self._core.ids)
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as messages: a view of the ids (a copy)."""
+        return self._chat.messages if self._chat is not None else []
+
+    @property
     def trace(self) -> list[StepRecord]:
         """One record per generated and kept token (a copy)."""
         return list(self._core.trace)
@@ -72,6 +94,60 @@ class Session:
     def stats(self) -> SessionStats:
         """Slow share, tokens by kind, bytes of history and memory."""
         return self._core.stats()
+
+    def send(self, message: UserInput) -> Reply:
+        """One assistant turn. Tool calls are returned, not run.
+
+        Args:
+            message: Text of the user, one message, or several. Results of tool calls are messages
+                `{"role": "tool", "tool_call_id": ..., "content": ...}`, one for every call.
+
+        Raises:
+            InputError: The message is unusable; nothing has changed.
+            ContextOverflowError: It does not fit the model's context; nothing has changed.
+            TemplateError: There is no chat template, or it cannot render the message.
+            SessionBusy: Another call on this session is under way.
+            SessionStateError: The session is closed.
+        """
+        replies = [
+            event.reply for event in self._events("send", message, 0) if isinstance(event, TurnEnd)
+        ]
+        return replies[0]
+
+    def run(self, message: UserInput, *, max_turns: int = 8) -> Reply:
+        """The tool loop: the model's turns and the tools it calls, until it answers.
+
+        Args:
+            message: As in `send`.
+            max_turns: Most assistant turns. A run that needs more ends with finish reason
+                "max_turns", its last calls not run.
+
+        Returns:
+            The last turn's text and calls; usage and steps are those of all turns.
+
+        Raises:
+            InputError, ContextOverflowError, TemplateError, SessionBusy, SessionStateError: As in
+                `send`. An overflow in a later turn leaves the earlier ones in place.
+        """
+        events = self._events("run", message, _checked_turns(max_turns))
+        return sum_replies(event.reply for event in events if isinstance(event, TurnEnd))
+
+    def stream(self, message: UserInput, *, max_turns: int = 8) -> Iterator[Event]:
+        """The tool loop as typed events, as they happen.
+
+        `Step` comes for every token; `TextDelta`, `ReasoningDelta` and `ToolCall` as the output
+        is understood; `ToolResult` after a tool ran; `TurnEnd` with each turn's own reply.
+        Closing the iterator ends the turn; what was generated stays part of the session.
+
+        Args:
+            message: As in `send`.
+            max_turns: As in `run`.
+
+        Raises:
+            InputError, ContextOverflowError, TemplateError, SessionBusy, SessionStateError: As in
+                `send`, when the first event is asked for.
+        """
+        return self._events("stream", message, _checked_turns(max_turns))
 
     def decode(
         self,
@@ -106,12 +182,19 @@ class Session:
             raise _bad_limit(max_new_tokens)
         with self._owner.held_for("decode"):
             self._cancelled.clear()
-            self._core.append(token_ids, max_new_tokens)
-            if max_new_tokens == 0:
-                self._core.prefill()
-                return []
-            limits = DecodeLimits(max_new_tokens, frozenset(stop_ids), self._cancelled.is_set)
-            return [record.token_id for record in self._core.steps(limits)]
+            new_ids = self._core.append(token_ids, max_new_tokens)
+            generated: list[int] = []
+            try:
+                if max_new_tokens == 0:
+                    self._core.prefill()
+                else:
+                    stops, cancelled = frozenset(stop_ids), self._cancelled.is_set
+                    limits = DecodeLimits(max_new_tokens, stops, cancelled)
+                    generated.extend(item.token_id for item in self._core.steps(limits))
+            finally:
+                if self._chat is not None:
+                    self._chat.append_raw(new_ids, generated)
+            return generated
 
     def next_logits(self) -> Tensor:
         """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
@@ -144,6 +227,8 @@ class Session:
             self._core.open()
             self._marks.check(mark)
             self._core.cut(mark.token_count)
+            if self._chat is not None:
+                self._chat.cut(mark.token_count)
             self._marks.note_cut(mark.token_count)
 
     def fork(self, config: SessionConfig | None = None) -> Session:
@@ -158,7 +243,8 @@ class Session:
         chosen = config or self.config
         self.engine.check_config(chosen)
         with self._owner.held_for("fork"):
-            return Session(self.engine, chosen, core=self._core.fork(chosen))
+            chat = self._chat.fork() if self._chat is not None else None
+            return Session(self.engine, self._core.fork(chosen), chat)
 
     def cancel(self) -> None:
         """Stop what the session is doing, from any thread; ids and history stay consistent."""
@@ -187,6 +273,42 @@ class Session:
             f"Session({core.status}, {len(core.ids)} tokens, mode={core.config.mode!r}, "
             f"selector={core.config.selector.name!r})"
         )
+
+    def _events(self, action: str, message: UserInput, max_turns: int) -> Iterator[Event]:
+        """Events of one turn (`max_turns` 0, no tools) or of the tool loop, owning the session."""
+        with self._owner.held_for(action):
+            self._core.open()
+            self._cancelled.clear()
+            if self._chat is None or self.engine.tokenizer is None:
+                raise TemplateError(
+                    explain(
+                        f"called session.{action}() with messages",
+                        got="a tokenizer without a chat template, or no tokenizer",
+                        remedy="set tokenizer.chat_template, or use session.decode with token ids",
+                    )
+                )
+            runner = TurnRunner(
+                self._core, self._chat, self.engine.tokenizer, self._cancelled.is_set
+            )
+            before = len(self._core.ids)
+            try:
+                yield from runner.loop(message, max_turns) if max_turns else runner.turn(message)
+            finally:
+                kept = runner.smallest_kept_tokens
+                if kept is not None and kept < before:
+                    self._marks.note_cut(kept)
+
+
+def _checked_turns(max_turns: object) -> int:
+    if isinstance(max_turns, bool) or not isinstance(max_turns, int) or max_turns < 1:
+        raise InputError(
+            explain(
+                "asked for a tool loop",
+                got=f"max_turns={max_turns!r}",
+                allowed="an integer of at least 1",
+            )
+        )
+    return max_turns
 
 
 def _bad_limit(given: object) -> InputError:

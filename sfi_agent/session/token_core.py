@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.boundaries import BoundaryMonitor
-from sfi_agent.engine.decoder import Decoder, DecodeLimits, DecodingState, StepSettings
+from sfi_agent.engine.decoder import DecodeLimits, Decoder, DecodingState, StepSettings
 from sfi_agent.engine.memory import MemoryLayout
 from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
@@ -21,9 +22,11 @@ from sfi_agent.errors import (
     SessionStateError,
     explain,
 )
+from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.plugins import build_detector, build_selector
 from sfi_agent.session.piece_source import TokenizerPieces
+from sfi_agent.session.stats import SessionStats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,36 +34,7 @@ if TYPE_CHECKING:
 
     from sfi_agent.session.engine import Engine
 
-__all__ = ["SessionStats", "TokenCore"]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStats:
-    """Numbers of a session so far; a rewind takes back what it removes.
-
-    Attributes:
-        generated_tokens: Tokens chosen and kept.
-        fast_tokens: Drawn from steps over the memory.
-        slow_tokens: Drawn from dense steps, the first token of each turn included.
-        retry_tokens: Drawn from dense steps that replaced a fast one.
-        dense_passes: Dense steps over the history: slow and retry steps, not prefills.
-        slow_share: `dense_passes / generated_tokens`, 0 to 1, lower is cheaper.
-        acceptance: Share of fast tokens that verification kept; None unless verified.
-        history_tokens: Tokens whose keys and values are kept.
-        history_bytes: Bytes of the history buffers (extents shared with a parent not counted).
-        memory_bytes: Bytes of the memory buffers.
-    """
-
-    generated_tokens: int
-    fast_tokens: int
-    slow_tokens: int
-    retry_tokens: int
-    dense_passes: int
-    slow_share: float
-    acceptance: float | None
-    history_tokens: int
-    history_bytes: int
-    memory_bytes: int
+__all__ = ["TokenCore"]
 
 
 class TokenCore:
@@ -78,6 +52,7 @@ class TokenCore:
     def __init__(
         self, engine: Engine, config: SessionConfig, on_refresh: Callable[..., None] | None = None
     ) -> None:
+        self.id = uuid.uuid4().hex[:12]
         self.engine = engine
         self.config = config
         self.trace: list[StepRecord] = []
@@ -85,7 +60,7 @@ class TokenCore:
         self._on_refresh = on_refresh
         self._decoder = self._make_decoder()
         self._state: DecodingState | None = None
-        self._release: Callable[[], Any] | None = None
+        self._release: weakref.finalize[[PreTrainedModel], TokenCore] | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -113,6 +88,8 @@ class TokenCore:
             model = self.engine.model
             AttentionSwitch.of(model).acquire(model)
             self._release = weakref.finalize(self, _release, model)
+            # At interpreter exit there is nobody left to give the model back to.
+            self._release.atexit = False
             self._state = DecodingState([], self._new_sequence())
             self.status = "open"
 
@@ -123,12 +100,19 @@ class TokenCore:
         if self._release is not None:
             self._release()
 
-    def append(self, ids: Sequence[int], room_tokens: int) -> None:
-        """Add ids behind the present ones, to be processed by the next decoding.
+    def append(
+        self, ids: Sequence[int], room_tokens: int, kept_tokens: int | None = None
+    ) -> list[int]:
+        """Put ids behind the present ones, to be processed by the next decoding.
 
         Args:
             ids: Raw token ids, possibly none.
             room_tokens: Tokens that must still fit behind them.
+            kept_tokens: How many of the present ids stay; None keeps all. The history of the
+                others is forgotten.
+
+        Returns:
+            The new ids as plain integers.
 
         Raises:
             InputError: An id is not an integer of the vocabulary.
@@ -136,8 +120,9 @@ class TokenCore:
             ContextOverflowError: The model's context would not hold them.
         """
         state = self._opened()
+        kept = len(state.ids) if kept_tokens is None else kept_tokens
         checked = self._checked(ids)
-        if not checked and not state.unprocessed:
+        if not checked and kept <= self.processed_tokens:
             raise NothingPendingError(
                 explain(
                     "asked to continue where no token waits to be processed",
@@ -145,25 +130,27 @@ class TokenCore:
                     remedy="give at least one new id",
                 )
             )
-        needed = len(state.ids) + len(checked) + room_tokens
-        limit = self.engine.shape.context_limit_tokens
-        if needed > limit:
-            raise ContextOverflowError(
-                explain(
-                    f"asked for a sequence of {needed} tokens ({len(state.ids)} present, "
-                    f"{len(checked)} new, {room_tokens} to generate)",
-                    allowed=f"{limit} tokens in this model",
-                    remedy="shorten the input, lower max_new_tokens or start a new session",
-                ),
-                needed_tokens=needed,
-                limit_tokens=limit,
-            )
+        self._check_room(kept, len(checked), room_tokens)
+        if kept < len(state.ids):
+            self.forget(kept)
         state.ids.extend(checked)
+        return checked
+
+    def forget(self, kept_tokens: int) -> None:
+        """Keep the first ids with all of their history, and their records."""
+        state = self._opened()
+        del state.ids[kept_tokens:]
+        if state.sequence.processed_tokens > kept_tokens:
+            state.sequence.cut(kept_tokens)
+        while self.trace and self.trace[-1].position >= kept_tokens:
+            self.trace.pop()
 
     def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
         """Decode until a limit; every record is in the trace when it is yielded."""
         for record in self._decoder.decode(self._opened(), limits):
             self.trace.append(record)
+            if record.kind != "fast" and self.config.mode == "slow_fast":
+                log_event("debug", "slow_step", session=self.id, **asdict(record))
             yield record
 
     def prefill(self) -> None:
@@ -188,10 +175,8 @@ class TokenCore:
     def cut(self, tokens: int) -> None:
         """Keep the first `tokens` ids, their history and their records; the last id is pending."""
         state = self._opened()
-        del state.ids[tokens:]
+        self.forget(tokens)
         state.sequence.cut(min(state.sequence.processed_tokens, max(0, tokens - 1)))
-        while self.trace and self.trace[-1].position >= tokens:
-            self.trace.pop()
 
     def fork(self, config: SessionConfig) -> TokenCore:
         """An open core over the same ids; the history is shared, not copied."""
@@ -206,18 +191,9 @@ class TokenCore:
 
     def stats(self) -> SessionStats:
         """See `SessionStats`."""
-        kinds = [record.kind for record in self.trace]
-        prefills = sum(record.reason == "prefill" for record in self.trace)
-        passes = kinds.count("slow") + kinds.count("retry") - prefills
         sequence = self._state.sequence if self._state is not None else None
-        return SessionStats(
-            generated_tokens=len(kinds),
-            fast_tokens=kinds.count("fast"),
-            slow_tokens=kinds.count("slow"),
-            retry_tokens=kinds.count("retry"),
-            dense_passes=passes,
-            slow_share=passes / len(kinds) if kinds else 0.0,
-            acceptance=None,
+        return SessionStats.of(
+            self.trace,
             history_tokens=self.processed_tokens,
             history_bytes=sequence.history_bytes if sequence else 0,
             memory_bytes=sequence.memory_bytes if sequence else 0,
@@ -227,6 +203,20 @@ class TokenCore:
         self.open()
         assert self._state is not None
         return self._state
+
+    def _check_room(self, present: int, new: int, room_tokens: int) -> None:
+        needed, limit = present + new + room_tokens, self.engine.shape.context_limit_tokens
+        if needed > limit:
+            raise ContextOverflowError(
+                explain(
+                    f"asked for a sequence of {needed} tokens ({present} present, {new} new, "
+                    f"{room_tokens} to generate)",
+                    allowed=f"{limit} tokens in this model",
+                    remedy="shorten the input, lower max_new_tokens or start a new session",
+                ),
+                needed_tokens=needed,
+                limit_tokens=limit,
+            )
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         values = ids.tolist() if hasattr(ids, "tolist") else list(ids)

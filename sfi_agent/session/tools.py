@@ -20,7 +20,7 @@ __all__ = ["Tool", "ToolSet"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _EXAMPLE = (
     'Write it like this: def search(query: str, limit: int = 5) -> str: """Search the notes.'
-    " Args: query: What to look for. limit: How many notes to return.\"\"\" with 'Args:' and each"
+    ' Args: query: What to look for. limit: How many notes to return.""" with \'Args:\' and each'
     " argument on lines of their own"
 )
 
@@ -224,7 +224,7 @@ def _require_plain_call(name: str, base: Callable[..., Any]) -> None:
 
 
 def _read_schema(name: str, base: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         schema = get_json_schema(base)

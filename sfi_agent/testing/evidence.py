@@ -30,10 +30,8 @@ def make_evidence(
 
     Args:
         seed: Seed of the CPU generator that draws everything; the device does not matter.
-        batch: Sequences.
-        kv_heads: KV heads of the layer.
-        rows: Rows per KV head (queries x query heads of the group).
-        candidates: History positions to choose from.
+        batch, kv_heads, rows, candidates: Shape of the logits, each at least 1; rows are queries x
+            query heads of a KV head's group.
         candidate_start: Absolute position of the first candidate.
         logit_scale: Standard deviation of the logits; 0 makes all candidates equal.
         masked_share: Share of entries set to -inf, 0 to 1; 1 leaves no row anything to see.
@@ -49,17 +47,9 @@ def make_evidence(
     """
     import torch
 
-    if min(batch, kv_heads, rows, candidates) < 1 or not 0.0 <= masked_share <= 1.0:
-        raise InputError(
-            explain(
-                "Making evidence",
-                got=f"batch={batch}, kv_heads={kv_heads}, rows={rows}, candidates={candidates}, "
-                f"masked_share={masked_share}",
-                allowed="counts of at least 1 and a masked_share between 0 and 1",
-            )
-        )
-    generator = torch.Generator().manual_seed(seed)
     shape = (batch, kv_heads, rows, candidates)
+    _check_arguments(shape, masked_share)
+    generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape, generator=generator) * logit_scale
     masked = torch.rand(shape, generator=generator) < masked_share
     norms = torch.rand((batch, kv_heads, candidates), generator=generator) * 2.0 + 1.0
@@ -69,3 +59,14 @@ def make_evidence(
         rest_mass=torch.rand((batch, kv_heads, rows), generator=generator).to(device),
         candidate_start=candidate_start,
     )
+
+
+def _check_arguments(shape: tuple[int, ...], masked_share: float) -> None:
+    if min(shape) < 1 or not 0.0 <= masked_share <= 1.0:
+        raise InputError(
+            explain(
+                "Making evidence",
+                got=f"(batch, kv_heads, rows, candidates) = {shape}, masked_share={masked_share}",
+                allowed="counts of at least 1 and a masked_share between 0 and 1",
+            )
+        )

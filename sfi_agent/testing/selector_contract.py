@@ -159,25 +159,30 @@ def _check_case(selector: Selector, case: _Case, budget: int, fills_budget: bool
     )
 
 
+def _check_form(
+    selector: Selector, name: str, tensor: object, shape: tuple[int, ...], where: str
+) -> None:
+    import torch
+
+    right = (
+        isinstance(tensor, torch.Tensor)
+        and tuple(tensor.shape) == shape
+        and tensor.dtype == torch.int64
+    )
+    got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else tensor
+    require(
+        right, selector, f"`{name}` must be an int64 tensor of shape {shape}, got {got} {where}"
+    )
+
+
 def _check_selection(
     selector: Selector, case: _Case, budget: int, selection: Selection, where: str
 ) -> None:
     import torch
 
     heads = tuple(case.evidence.logits.shape[:2])
-    for name, tensor, shape in (
-        ("positions", selection.positions, (*heads, budget)),
-        ("counts", selection.counts, heads),
-    ):
-        require(
-            isinstance(tensor, torch.Tensor)
-            and tuple(tensor.shape) == shape
-            and tensor.dtype == torch.int64,
-            selector,
-            f"`{name}` must be an int64 tensor of shape {shape}, got "
-            f"{getattr(tensor, 'dtype', type(tensor))} {tuple(getattr(tensor, 'shape', ()))} "
-            f"{where}",
-        )
+    _check_form(selector, "positions", selection.positions, (*heads, budget), where)
+    _check_form(selector, "counts", selection.counts, heads, where)
     positions, counts = selection.positions, selection.counts
     limit = min(budget, case.candidates)
     require(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -164,7 +166,7 @@ def test_more_candidates_than_can_be_ranked_are_refused() -> None:
         build("span", radius_tokens=256).select(evidence, 8)
 
 
-def random_set(seed: int | None = None, **shape: int) -> list[list[int]]:
+def random_set(seed: int | None = None, **shape: Any) -> list[list[int]]:
     return chosen("random", make_evidence(kv_heads=3, **shape), 20, seed=seed)
 
 
@@ -172,11 +174,14 @@ def test_random_depends_on_seed_shape_and_head_alone() -> None:
     base = random_set(candidates=100)
     assert random_set(candidates=100, seed=0) == base
     assert chosen("random", make_evidence(kv_heads=3, candidates=100, logit_scale=9.0), 20) == base
-    assert len({tuple(head) for head in base}) == 3
-    for seed in (1, -1, 2**40, 2**40 + 1):
-        assert random_set(candidates=100, seed=seed) != base
-    assert random_set(candidates=101) != base
-    assert random_set(candidates=100, candidate_start=5) != base
+    others = [random_set(candidates=100, seed=seed) for seed in (1, -1, 2**40, 2**40 + 1)]
+    others.append(random_set(candidates=101))
+    others.append(random_set(candidates=100, candidate_start=5))
+    others.append([base[1], base[2], base[0]])
+    for other in others:
+        for one, two in zip(base, other, strict=True):
+            # Two independent sets of 20 out of 100 share 4 on average; 13 is beyond all chance.
+            assert len(set(one) & set(two)) < 13
     batch = build("random").select(make_evidence(batch=2, candidates=100), 20).positions
     assert torch.equal(batch[0], batch[1])
 
@@ -207,7 +212,7 @@ EVIDENCES = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None, derandomize=False)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(evidence=EVIDENCES, size=st.integers(0, 12), data=st.data())
 def test_choices_equal_the_plain_reference(
     evidence: Evidence, size: int, data: st.DataObject
@@ -245,7 +250,7 @@ def test_choices_equal_the_plain_reference(
                 assert (positions - start).tolist() == indices, name
 
 
-@settings(max_examples=1500, deadline=None, derandomize=False)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(1, 20),

@@ -1,0 +1,1 @@
+"""The command line: demo, chat, plugins, and the generator of the reference pages."""

@@ -1,0 +1,179 @@
+"""The ids of a chat and, as a view of them, its messages.
+
+Ids are the truth. The transcript is a row of spans: prompts (new messages with everything the
+template writes around them), outputs (the model's raw ids), and raw ids that somebody appended
+without any message. Nothing here tokenizes or renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from sfi_agent.errors import InputError, explain
+from sfi_agent.session.events import ToolCall
+
+__all__ = ["SpanKind", "Transcript", "TranscriptSpan"]
+
+SpanKind = Literal["prompt", "output", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptSpan:
+    """Consecutive ids and the messages they carry.
+
+    Attributes:
+        kind: "prompt" (messages and the template's text around them, up to where the model goes
+            on), "output" (one assistant message, its raw ids), or "raw" (ids without a message).
+        start: Position of the first id.
+        end: Position behind the last id.
+        messages: The messages, one for an output, none for raw ids.
+        calls: Calls of an output.
+        complete: False where the span was cut inside: its messages are then more than its ids.
+    """
+
+    kind: SpanKind
+    start: int
+    end: int
+    messages: tuple[Mapping[str, Any], ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    complete: bool = True
+
+
+class Transcript:
+    """Grows at its end, can be cut back to any id count, and copied.
+
+    The template's text between two messages belongs to the prompt that brought it, and several
+    messages of one prompt share its ids.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._spans: list[TranscriptSpan] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids."""
+        return tuple(self._ids)
+
+    @property
+    def last_id(self) -> int | None:
+        """The last id, None at the very beginning."""
+        return self._ids[-1] if self._ids else None
+
+    @property
+    def spans(self) -> tuple[TranscriptSpan, ...]:
+        """Spans in order; together they cover all ids."""
+        return tuple(self._spans)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat as messages: a copy, which may be changed without effect."""
+        return [deepcopy(dict(message)) for span in self._spans for message in span.messages]
+
+    @property
+    def message_starts(self) -> tuple[int, ...]:
+        """For each message, the position of the first id of its span."""
+        return tuple(span.start for span in self._spans for _ in span.messages)
+
+    @property
+    def calls_seen(self) -> int:
+        """Calls in the messages: the number of the next call's id. A cut takes calls back, so that
+        going on from there is the same as never having been further."""
+        return sum(
+            len(message.get("tool_calls", ())) for span in self._spans for message in span.messages
+        )
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """Calls of the last output that nothing has answered yet."""
+        return self._spans[-1].calls if self._spans else ()
+
+    @property
+    def ends_with_output(self) -> bool:
+        """Whether a delta may continue: the last ids are an output of the model."""
+        return bool(self._spans) and self._spans[-1].kind == "output"
+
+    def append_prompt(self, messages: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> None:
+        """New messages with the ids that brought them."""
+        self._append("prompt", ids, tuple(deepcopy(dict(message)) for message in messages))
+
+    def append_output(
+        self, ids: Sequence[int], message: Mapping[str, Any], calls: Sequence[ToolCall] = ()
+    ) -> None:
+        """The model's raw ids with their view, see `ParsedOutput.as_message`."""
+        self._append("output", ids, (deepcopy(dict(message)),), tuple(calls))
+
+    def append_raw(self, ids: Sequence[int]) -> None:
+        """Ids that carry no message."""
+        if ids:
+            self._append("raw", ids, ())
+
+    def replace_from(
+        self, kept_tokens: int, new_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """The whole chat was rendered again: keep the first ids, take the new ones behind them.
+
+        All messages of the chat then belong to one prompt: where each lies is not known any more.
+        """
+        self._check_count(kept_tokens)
+        ids = [*self._ids[:kept_tokens], *new_ids]
+        self._ids, self._spans = [], []
+        self.append_prompt(messages, ids)
+
+    def cut(
+        self,
+        token_count: int,
+        reread: Callable[[Sequence[int]], tuple[Mapping[str, Any], Sequence[ToolCall]]],
+    ) -> None:
+        """Keep the first ids.
+
+        Args:
+            token_count: How many ids stay, 0 to all.
+            reread: Makes message and calls of an output that is cut inside from its remaining
+                ids. A prompt that is cut inside keeps its messages and is marked incomplete.
+
+        Raises:
+            InputError: `token_count` is out of range.
+        """
+        self._check_count(token_count)
+        kept = [span for span in self._spans if span.start < token_count]
+        if kept and kept[-1].end > token_count:
+            last = replace(kept.pop(), end=token_count, complete=False)
+            if last.kind == "output":
+                message, calls = reread(self._ids[last.start : token_count])
+                last = replace(last, messages=(dict(message),), calls=tuple(calls), complete=True)
+            kept.append(last)
+        self._ids, self._spans = self._ids[:token_count], kept
+
+    def copy(self) -> Transcript:
+        """An independent transcript of the same chat."""
+        other = Transcript()
+        other._ids, other._spans = list(self._ids), list(self._spans)
+        return other
+
+    def _append(
+        self,
+        kind: SpanKind,
+        ids: Sequence[int],
+        messages: tuple[Mapping[str, Any], ...],
+        calls: tuple[ToolCall, ...] = (),
+    ) -> None:
+        start = len(self._ids)
+        self._ids.extend(ids)
+        self._spans.append(TranscriptSpan(kind, start, len(self._ids), messages, calls))
+
+    def _check_count(self, token_count: int) -> None:
+        if not 0 <= token_count <= len(self._ids):
+            raise InputError(
+                explain(
+                    "Cut the transcript",
+                    got=f"{token_count} tokens to keep",
+                    allowed=f"0 to {len(self._ids)}",
+                )
+            )

@@ -1,0 +1,57 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _paths_of_the_packages() -> list[str]:
+    """Where this process imports the three packages from: this checkout, or an installed wheel."""
+    import sfi_agent
+    import sfi_policies
+    import sfi_selectors
+
+    files = (sfi_agent.__file__, sfi_policies.__file__, sfi_selectors.__file__)
+    return [str(Path(file).parent.parent) for file in files if file]
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> Callable[..., dict[str, str]]:
+    """The environment of a child process that imports the same packages as this one.
+
+    A child does not inherit pytest's `pythonpath`. Folders given are put in front.
+    """
+
+    def environment(*folders: Path | str) -> dict[str, str]:
+        paths = [*map(str, folders), *dict.fromkeys(_paths_of_the_packages())]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "error"}
+
+    return environment
+
+
+@pytest.fixture(scope="session")
+def child_python(child_environment: Callable[..., dict[str, str]]) -> Callable[..., str]:
+    """Runs a program text in a fresh Python and returns what it printed, stripped."""
+
+    def run(program: str, *folders: Path | str, cwd: Path | None = None) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=child_environment(*folders),
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run

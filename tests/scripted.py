@@ -1,0 +1,55 @@
+"""A real model whose outputs are written by the test: keys and values are real, choices are not.
+
+Greedy decoding behind `Script` yields the given texts, one per turn, whatever the model thinks.
+So tool loops, stop tokens and malformed calls can be tested on models without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Script"]
+
+
+class Script:
+    """Forces what a model says, position by position; use it as a context manager.
+
+    Args:
+        model: A causal language model of transformers.
+        outputs: Token ids of each turn, its stop token included.
+    """
+
+    def __init__(self, model: Any, outputs: Sequence[Sequence[int]]) -> None:
+        self._model = model
+        self._waiting = [token for output in outputs for token in output]
+        self._given: dict[int, int] = {}
+        self._handle: Any = None
+
+    def __enter__(self) -> Script:
+        self._handle = self._model.register_forward_hook(self._overwrite, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    @property
+    def left(self) -> int:
+        """Scripted tokens that nobody has asked for yet."""
+        return len(self._waiting)
+
+    def _overwrite(self, module: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        # A retry asks for the same position again and gets the same token. Chunks of a prefill
+        # but the last ask too; what they are given is taken back when a later chunk follows.
+        positions = kwargs["position_ids"][0]
+        first, last = int(positions[0]), int(positions[-1])
+        for position in [item for item in self._given if item >= first and item != last]:
+            self._waiting.insert(0, self._given.pop(position))
+        if last not in self._given and self._waiting:
+            self._given[last] = self._waiting.pop(0)
+        logits = torch.full_like(result.logits, -30.0)
+        logits[0, -1, self._given.get(last, 0)] = 30.0
+        result.logits = logits
+        return result

@@ -1,0 +1,132 @@
+"""Hypothesis strategies: families, detectors, selectors, budgets and prompts, spread widely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+
+from sfi_agent import SessionConfig
+from tests.families import FAMILIES, FULL_ATTENTION, VOCABULARY
+
+__all__ = [
+    "FILLING_SELECTORS",
+    "SELECTORS",
+    "any_family",
+    "boundaries",
+    "few",
+    "memories",
+    "prompts",
+    "refreshes",
+    "samplings",
+    "sparse_family",
+    "sparse_policies",
+]
+
+FILLING_SELECTORS: tuple[dict[str, Any], ...] = (
+    {"name": "top_k"},
+    {"name": "per_head"},
+    {"name": "cumulative_mass", "mass": 1.0},
+    {"name": "kl_fusion"},
+    {"name": "kl_fusion", "alpha": 0.0, "nms_window": 4},
+    {"name": "span"},
+    {"name": "span", "radius_tokens": 2},
+    {"name": "page"},
+    {"name": "page", "page_tokens": 4},
+    {"name": "random", "seed": 3},
+)
+"""Selectors that use their whole budget, so that full budget means everything."""
+
+SELECTORS: tuple[dict[str, Any], ...] = (
+    *FILLING_SELECTORS,
+    {"name": "cumulative_mass", "mass": 0.5},
+    {"name": "cumulative_mass", "mass": 0.9},
+    {"name": "window"},
+)
+
+_DETECTORS: tuple[dict[str, Any], ...] = (
+    {"name": "punctuation"},
+    {"name": "structure"},
+    {"name": "spacy"},
+    {"name": "never"},
+    {"name": "interval", "every_tokens": 2},
+    {"name": "interval", "every_tokens": 5},
+    {"name": "random", "probability": 0.3, "seed": 5},
+    {"name": "entropy", "threshold_nats": 2.4, "when": "now"},
+    {"name": "entropy", "threshold_nats": 2.4, "when": "next"},
+    {"name": "entropy", "threshold_sigmas": 0.5, "when": "now"},
+    {"name": "drift", "minimum_mass": 0.3},
+)
+
+
+def few(examples: int) -> settings:
+    """Settings of every property test here: a fixed sequence of examples, no deadline.
+
+    Nothing is shrunk: an example decodes dozens of tokens, and shrinking would take minutes.
+    """
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+any_family: st.SearchStrategy[str] = st.sampled_from([family.name for family in FAMILIES])
+sparse_family: st.SearchStrategy[str] = st.sampled_from([f.name for f in FULL_ATTENTION])
+
+boundaries: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
+    st.sampled_from(_DETECTORS), max_size=3, unique_by=lambda entry: entry["name"]
+)
+
+prompts: st.SearchStrategy[list[int]] = st.integers(1, 60).flatmap(
+    lambda size: st.lists(st.integers(0, VOCABULARY - 1), min_size=size, max_size=size)
+)
+
+memories: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "sink_tokens": st.sampled_from([0, 1, 4]),
+        "selected_tokens": st.sampled_from([0, 1, 3, 8, 1000]),
+        "recent_tokens": st.sampled_from([1, 2, 8, 200]),
+        "dense_layers": st.sampled_from([(), (0,), (1,), (0, 1)]),
+    }
+)
+
+refreshes: st.SearchStrategy[dict[str, Any]] = st.tuples(
+    st.integers(1, 6), st.integers(0, 8), st.sampled_from([1, 3, 16, 64])
+).map(
+    lambda drawn: {
+        "min_segment_tokens": drawn[0],
+        "max_segment_tokens": drawn[0] + drawn[1],
+        "prefill_evidence_queries": drawn[2],
+    }
+)
+
+samplings: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({"temperature": 0.0}),
+    st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([0.5, 1.0, 1.7]),
+            "top_p": st.sampled_from([1.0, 0.8]),
+            "top_k": st.sampled_from([0, 12]),
+            "seed": st.integers(0, 2**63 - 1),
+        }
+    ),
+)
+
+
+@st.composite
+def sparse_policies(
+    draw: st.DrawFn, selectors: tuple[dict[str, Any], ...] = SELECTORS
+) -> SessionConfig:
+    """Any slow-fast policy over any detectors."""
+    return SessionConfig(
+        boundaries=draw(boundaries),
+        selector=draw(st.sampled_from(selectors)),
+        memory=draw(memories),
+        refresh=draw(refreshes),
+        sampling=draw(samplings),
+    )

@@ -1,0 +1,167 @@
+"""Guarantee 2 (observe equals a replay) and 4 (nothing visible disappears within a segment)."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfi_agent import Evidence, SessionConfig
+from sfi_agent.engine.sampling import Sampler
+from tests.families import FULL_ATTENTION, tiny_engine
+from tests.reference import ReferenceRun, Refresh, VisibilityRules
+from tests.test_guarantees.play import Played, close, play, replay, rules_of
+from tests.test_guarantees.policies import any_family, few, prompts, sparse_policies
+
+NEW_TOKENS = 9
+chunk_sizes = st.sampled_from([None, 1, 5, 16])
+turns_of_ids = st.tuples(prompts, st.lists(st.one_of(prompts, st.just([])), max_size=2)).map(
+    lambda drawn: [drawn[0], *drawn[1]]
+)
+
+
+@few(60)
+@given(any_family, sparse_policies(), turns_of_ids, chunk_sizes)
+def test_a_session_equals_a_plain_forward_with_the_same_steps(
+    family: str, config: SessionConfig, turns: list[list[int]], chunk: int | None
+) -> None:
+    engine = tiny_engine(family, chunk)
+    played = play(engine, config, turns, new_tokens=NEW_TOKENS, look=True)
+    run, masks = replay(engine, config, played)
+    check_logits(played, run)
+    check_draws(config, played)
+    check_visibility(played, masks)
+    check_evidence(config, played, run, rules_of(engine, config), turns)
+
+
+def check_logits(played: Played, run: ReferenceRun) -> None:
+    """Every step that counted computed what the reference computes for its row."""
+    for row, logits in played.row_logits.items():
+        assert close(logits, run.logits[row]), f"row {row}"
+    assert close(played.next_logits, run.logits[-1])
+
+
+def check_draws(config: SessionConfig, played: Played) -> None:
+    """Every token was drawn from the logits of the step before it, with the noise of its place."""
+    sampling = config.sampling
+    sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed)
+    for record in played.trace:
+        logits = played.row_logits[record.position - 1]
+        assert int(sampler.choose(logits, record.position)) == record.token_id
+
+
+def check_visibility(played: Played, masks: list[Tensor]) -> None:
+    """The memory held exactly what the rules say, and within a segment it only grew."""
+    for row, layers in played.seen.items():
+        before = played.seen.get(row - 1)
+        for index, heads in enumerate(layers):
+            if heads is None:
+                continue
+            for head, positions in enumerate(heads):
+                assert positions == set(masks[index][head, row].nonzero().flatten().tolist())
+                if before is not None:
+                    assert positions == before[index][head] | {row}  # type: ignore[index]
+
+
+def check_evidence(
+    config: SessionConfig,
+    played: Played,
+    run: ReferenceRun,
+    rules: VisibilityRules,
+    turns: list[list[int]],
+) -> None:
+    """What selectors saw is what the queries and keys of the reference say."""
+    seen = iter(played.evidences)
+    for refresh, queries in zip(played.refreshes, _query_counts(config, played, turns), strict=True):
+        candidates = refresh.tokens - rules.recent_tokens - rules.sink_tokens
+        budget = min(config.memory.selected_tokens, candidates)
+        for index, selection in enumerate(refresh.selections):
+            sparse = rules.windows[index] is None and index not in rules.dense_layers
+            assert (selection is not None) == (sparse and budget > 0)
+            if selection is not None:
+                got_budget, evidence = next(seen)
+                assert got_budget == budget
+                _compare(evidence, _expected(run, rules, refresh, index, queries))
+    assert next(seen, None) is None
+
+
+def _query_counts(config: SessionConfig, played: Played, turns: list[list[int]]) -> list[int]:
+    """Evidence queries of each refresh: one on slow steps, several after a prefill."""
+    pending = iter([len(turns[0]), *(len(turn) + 1 for turn in turns[1:])])
+    wanted = config.refresh.prefill_evidence_queries
+    return [
+        min(wanted, next(pending)) if record.reason == "prefill" else 1
+        for record in played.trace
+        if record.kind != "fast"
+    ]
+
+
+def _expected(
+    run: ReferenceRun, rules: VisibilityRules, refresh: Refresh, layer: int, queries: int
+) -> Evidence:
+    tokens, keys = refresh.tokens, run.keys[layer][:, : refresh.tokens]
+    rows = run.queries[layer][:, tokens - queries : tokens]
+    group = rows.shape[0] // rules.kv_heads
+    logits = torch.einsum("hqd,hkd->hqk", rows, keys.repeat_interleave(group, 0))
+    future = torch.arange(tokens)[None] > torch.arange(tokens - queries, tokens)[:, None]
+    logits = (logits * run.scales[layer]).masked_fill(future, float("-inf"))
+    by_query = logits.reshape(rules.kv_heads, group, queries, tokens).transpose(1, 2)
+    by_query = by_query.reshape(rules.kv_heads, queries * group, tokens)
+    chosen = slice(rules.sink_tokens, tokens - rules.recent_tokens)
+    return Evidence(
+        logits=by_query[..., chosen][None],
+        key_norms=keys[:, chosen].norm(dim=-1)[None],
+        rest_mass=1.0 - by_query.softmax(-1)[..., chosen].sum(-1)[None],
+        candidate_start=rules.sink_tokens,
+    )
+
+
+def _compare(got: Evidence, expected: Evidence) -> None:
+    assert got.candidate_start == expected.candidate_start
+    assert got.logits.dtype == got.rest_mass.dtype == torch.float32
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got.rest_mass, expected.rest_mass, rtol=1e-3, atol=1e-3)
+    if got.key_norms is not None:
+        torch.testing.assert_close(got.key_norms, expected.key_norms, rtol=1e-3, atol=1e-3)
+
+
+def test_the_examples_meet_what_they_are_meant_to_meet() -> None:
+    """Retries, boundaries and ragged counts do occur, and sparse steps differ from dense ones."""
+    engine = tiny_engine("qwen3")
+    config = SessionConfig(
+        boundaries=[{"name": "entropy", "threshold_nats": 2.4}, {"name": "punctuation"}],
+        selector={"name": "cumulative_mass", "mass": 0.5},
+        memory={"sink_tokens": 1, "selected_tokens": 8, "recent_tokens": 4},
+        refresh={"min_segment_tokens": 2, "max_segment_tokens": 12},
+        sampling={"temperature": 1.0},
+    )
+    played = play(engine, config, [list(range(5, 60))], new_tokens=60, look=True)
+    kinds = {record.kind for record in played.trace}
+    reasons = {record.reason.split(":")[0] for record in played.trace}
+    assert kinds == {"fast", "slow", "retry"}
+    assert {"prefill", "entropy", "punctuation"} <= reasons
+    counts = [s.counts for r in played.refreshes for s in r.selections if s is not None]
+    assert any(len(set(count.flatten().tolist())) > 1 for count in counts)
+
+
+def test_fast_steps_of_every_family_differ_from_dense_ones() -> None:
+    config = SessionConfig(
+        boundaries=[{"name": "never"}],
+        selector={"name": "window"},
+        memory={"sink_tokens": 1, "selected_tokens": 0, "recent_tokens": 4},
+    )
+    for family in FULL_ATTENTION:
+        engine = tiny_engine(family.name)
+        played = play(engine, config, [list(range(40))], new_tokens=4)
+        dense = play(engine, SessionConfig(mode="dense"), [played.ids], new_tokens=1)
+        rows = [record.position - 1 for record in played.trace if record.kind == "fast"]
+        assert rows
+        assert not close(played.row_logits[rows[0]], _dense_row(engine, played, rows[0])), family
+        assert dense.trace[0].kind == "slow"
+
+
+def _dense_row(engine, played, row):
+    from tests.reference import dense_logits
+
+    return dense_logits(engine.model, played.ids)[row]

@@ -1,0 +1,163 @@
+"""Bodies of tool calls in the formats of model families, good and broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sfi_agent.session.tool_calls import (
+    RawCall,
+    calls_in_value,
+    detect_call_format,
+    hermes_calls,
+    llama_calls,
+    mistral_calls,
+)
+from tests import chat_templates
+
+
+def brief(calls: list[RawCall] | None) -> list[tuple[str, Any]]:
+    return [(item.name, item.error or item.arguments) for item in calls or []]
+
+
+def test_formats_are_told_by_what_the_template_writes() -> None:
+    found = {
+        name: detect_call_format(getattr(chat_templates, name))
+        for name in ("CHATML", "LLAMA", "MISTRAL", "GEMMA", "CHANGES_THE_CLOSE")
+    }
+    assert found == {
+        "CHATML": "hermes",
+        "LLAMA": "llama",
+        "MISTRAL": "mistral",
+        "GEMMA": "none",
+        "CHANGES_THE_CLOSE": "none",
+    }
+    assert detect_call_format("... <|python_tag|> ...") == "llama"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}}', [("f", {"a": 1})]),
+        ('\n\n{"arguments":{"a":"\\u00e9"},"name":"f"} ', [("f", {"a": "é"})]),
+        ('{"name": "f", "parameters": {"a": 1}}', [("f", {"a": 1})]),
+        ('{"name": "f"}', [("f", {})]),
+        ('{"name": "f", "arguments": null}', [("f", {})]),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', [("f", {"a": 1})]),
+        ('{"name": "f", "arguments": {"text": "two\nlines"}}', [("f", {"text": "two\nlines"})]),
+        ('{"function": {"name": "f", "arguments": {}}}', [("f", {})]),
+        ('[{"name": "f"}, {"name": "g"}]', [("f", {}), ("g", {})]),
+    ],
+)
+def test_hermes(body: str, expected: list[tuple[str, Any]]) -> None:
+    assert brief(hermes_calls(body, closed=True, schemas={})) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "says"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}', "f", "broken at character 35"),
+        ('{"name": "f", "arguments": {a: 1}}', "f", "property name"),
+        ("{}", "", 'no "name"'),
+        ("[]", "", "empty list"),
+        ("3", "", "no JSON object"),
+        ("", "", "Expecting value"),
+        ('{"name": "f", "arguments": [1]}', "f", "no JSON object"),
+        ('{"name": "f", "arguments": "a=1"}', "f", '"arguments": its JSON'),
+        ('{"name": 3, "arguments": {}}', "", 'no "name"'),
+    ],
+)
+def test_broken_hermes_calls_keep_their_text(body: str, name: str, says: str) -> None:
+    (found,) = hermes_calls(body, closed=True, schemas={})
+    assert found.error is not None and says in found.error
+    assert (found.name, found.raw_text, found.arguments) == (name, body, {})
+
+
+def test_a_cut_call_is_called_cut() -> None:
+    (found,) = hermes_calls('{"name": "f", "arg', closed=False, schemas={})
+    assert found.error is not None and "cut off" in found.error
+    # Complete JSON misses nothing but its tag.
+    (found,) = hermes_calls('{"name": "f", "arguments": {}}', closed=False, schemas={})
+    assert found.error is None
+
+
+def test_parameters_in_tags_are_typed_by_the_schema() -> None:
+    schemas = {"f": {"properties": {"n": {"type": "integer"}, "s": {"type": "string"}}}}
+    body = (
+        "\n<function=f>\n<parameter=n>\n3\n</parameter>\n"
+        "<parameter=s>\n3\n  x\n</parameter>\n</function>\n"
+    )
+    assert brief(hermes_calls(body, closed=True, schemas=schemas)) == [
+        ("f", {"n": 3, "s": "3\n  x"})
+    ]
+    broken = body.replace("\n3\n</parameter>", "\nthree\n</parameter>", 1)
+    assert hermes_calls(broken, closed=True, schemas=schemas)[0].arguments["n"] == "three"
+    for cut, closed in ((body[:60], False), (body, False)):
+        (found,) = hermes_calls(cut, closed=closed, schemas=schemas)
+        assert found.name == "f" and found.error is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "tagged", "expected"),
+    [
+        ('{"name": "f", "parameters": {"a": 1}}', False, [("f", {"a": 1})]),
+        ('{"type": "function", "name": "f", "parameters": {}}', False, [("f", {})]),
+        ('{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', False, "fg"),
+        ('{"name": "f", "parameters": {}}\n{"name": "g", "arguments": {}}', True, "fg"),
+        ('{"name": "Ada", "age": 3}', False, None),
+        ('{"answer": 42}', False, None),
+        ('{"name": "Ada", "ag', False, None),
+        ("", False, None),
+    ],
+)
+def test_llama(body: str, tagged: bool, expected: Any) -> None:
+    calls = llama_calls(body, tagged=tagged)
+    if isinstance(expected, str):
+        assert [item.name for item in calls or []] == list(expected)
+    else:
+        assert (brief(calls) or None) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "tagged", "name"),
+    [
+        ('{"name": "f", "parameters": {"a": ', False, "f"),
+        ("print(3)", True, ""),
+        ("", True, ""),
+        ('{"name": "f"} and text', True, ""),
+    ],
+)
+def test_broken_llama_calls(body: str, tagged: bool, name: str) -> None:
+    calls = llama_calls(body, tagged=tagged)
+    assert calls is not None
+    assert calls[-1].error is not None and calls[-1].name == name
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('[{"name": "f", "arguments": {"a": 1}, "id": "abcdefghi"}]', [("f", {"a": 1})]),
+        ('f[ARGS]{"a": 1}', [("f", {"a": 1})]),
+        ('f[CALL_ID]x1[ARGS]{}[TOOL_CALLS]g{"b": 2}', [("f", {}), ("g", {"b": 2})]),
+        ('[{"name": "f"}, {"name": "g"}]', [("f", {}), ("g", {})]),
+    ],
+)
+def test_mistral(body: str, expected: list[tuple[str, Any]]) -> None:
+    assert brief(mistral_calls(body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [('[{"name": "f", "argu', ["f"]), ('f{}[TOOL_CALLS]g{"a', ["f", "g"]), ("", [""])],
+)
+def test_broken_mistral_calls_keep_the_good_ones(body: str, names: list[str]) -> None:
+    calls = mistral_calls(body)
+    assert [item.name for item in calls] == names
+    assert calls[-1].error is not None
+    assert all(item.error is None for item in calls[:-1])
+
+
+def test_values_that_are_no_calls() -> None:
+    assert calls_in_value([1], "[1]")[0].error is not None
+    assert calls_in_value({"function": "f", "arguments": {}}, "")[0].name == "f"
