@@ -49,8 +49,9 @@ if TYPE_CHECKING:
         ToolResult,
         TurnEnd,
     )
+    from sfi_agent.session.marks import Mark
     from sfi_agent.session.reply import Reply, Usage
-    from sfi_agent.session.session import Mark, Session
+    from sfi_agent.session.session import Session
 
 __all__ = [
     "Boundary",
@@ -95,7 +96,7 @@ __all__ = [
 
 _RESOLVED_ON_FIRST_USE = {
     "Engine": "sfi_agent.session.engine",
-    "Mark": "sfi_agent.session.session",
+    "Mark": "sfi_agent.session.marks",
     "ReasoningDelta": "sfi_agent.session.events",
     "Reply": "sfi_agent.session.reply",
     "Session": "sfi_agent.session.session",

@@ -15,7 +15,7 @@ __all__ = ["UNITS", "ConfigModel", "merge_deeply"]
 
 Model = TypeVar("Model", bound="ConfigModel")
 
-UNITS = QUANTITIES | {"choice", "entries", "flag", "moment", "name", "number", "seed", "text"}
+UNITS = QUANTITIES | {"choice", "entries", "flag", "name", "number", "seed", "text"}
 """The closed list of units that settings are given in. "number" is a plain ratio or exponent."""
 
 

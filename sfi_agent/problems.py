@@ -38,12 +38,12 @@ _BOUNDS = (
 )
 QUANTITIES = frozenset(
     {
+        "fraction",
         "layers",
         "nats",
         "probability",
         "queries",
         "seconds",
-        "share",
         "standard deviations",
         "tokens",
     }

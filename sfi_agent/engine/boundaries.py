@@ -58,7 +58,7 @@ class BoundaryMonitor:
         """Ask every detector about a fast step; a "now" outranks a "next"."""
         found: Boundary | None = None
         for name, detector in self._detectors:
-            boundary = detector.after_step(event)
+            boundary = self._checked(name, detector.after_step(event))
             if boundary is not None and (found is None or found.when == "next"):
                 better = found is None or boundary.when == "now"
                 found = self._named(name, boundary) if better else found
@@ -72,7 +72,7 @@ class BoundaryMonitor:
         event = TokenEvent(token_id, position, text, entropy_nats)
         found: Boundary | None = None
         for name, detector in self._detectors:
-            boundary = detector.after_token(event)
+            boundary = self._checked(name, detector.after_token(event))
             if boundary is None:
                 continue
             if boundary.when == "now":
@@ -99,6 +99,24 @@ class BoundaryMonitor:
             detector.restore(saved)
         if self.needs_text and self._pieces:
             self._pieces.restore(pieces)
+
+    @staticmethod
+    def _checked(name: str, reported: Boundary | None) -> Boundary | None:
+        """What a detector reported, if it is something a detector may report."""
+        if reported is None:
+            return None
+        usable = isinstance(reported, Boundary) and isinstance(reported.reason, str)
+        if not usable or reported.when not in ("now", "next"):
+            raise PluginError(
+                explain(
+                    f"detector {name!r} reported something that is not a boundary",
+                    got=repr(reported),
+                    allowed="None, or a Boundary with a text as reason and when='now' or 'next'",
+                    remedy="run sfi_agent.testing's contract test on it",
+                ),
+                plugin=name,
+            )
+        return reported
 
     @staticmethod
     def _named(name: str, boundary: Boundary) -> Boundary:

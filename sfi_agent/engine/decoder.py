@@ -140,6 +140,10 @@ class Decoder:
             yield from self._steps(state, limits)
         finally:
             sequence.flush_segment()
+            if not state.unprocessed:
+                # A plugin raised between a step and the draw from it: the last id is pending
+                # again, so that the caller can go on from it.
+                sequence.cut(len(state.ids) - 1)
 
     def next_logits(self, state: DecodingState) -> Tensor:
         """Float32 `[vocabulary]` of the token after the last id; the state is left as it was."""

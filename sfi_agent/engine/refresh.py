@@ -13,8 +13,9 @@ from sfi_agent.protocols import Evidence, Selection, Selector
 
 __all__ = ["layer_evidence", "refresh_memory"]
 
-_EVIDENCE_CHUNK_TOKENS = 8192
-"""Keys are widened to float32 in pieces of this size, so that the copy stays small."""
+_EVIDENCE_CHUNK_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Keys are widened to float32 in pieces of this size: on a CPU they then stay in its cache, which
+makes the pass as quick as attention itself; on a GPU fewer launches count for more."""
 
 
 def refresh_memory(
@@ -80,12 +81,20 @@ def layer_evidence(layer: LayerState, plan: RefreshPlan, *, with_norms: bool) ->
 
 
 def _all_logits(rows: Tensor, history: LayerHistory, tokens: int) -> Tensor:
+    """Unscaled logits `[kv_heads, rows, tokens]` float32 of `rows` `[kv_heads, rows, dim]`."""
     logits = rows.new_empty(*rows.shape[:2], tokens)
+    size = _EVIDENCE_CHUNK_TOKENS.get(rows.device.type, 512)
+    columns = rows.transpose(1, 2).contiguous()
+    widened = rows.new_empty(rows.shape[0], min(size, tokens), rows.shape[-1])
     for piece in history.pieces(0, tokens):
-        for low in range(0, piece.keys.shape[1], _EVIDENCE_CHUNK_TOKENS):
-            keys = piece.keys[:, low : low + _EVIDENCE_CHUNK_TOKENS].float()
+        for low in range(0, piece.keys.shape[1], size):
+            keys = piece.keys[:, low : low + size]
+            chunk = widened[:, : keys.shape[1]]
+            chunk.copy_(keys)
             first = piece.start + low
-            logits[..., first : first + keys.shape[1]] = torch.matmul(rows, keys.transpose(-1, -2))
+            # Keys come first in the product: CPU kernels split work over the longer side.
+            product = torch.bmm(chunk, columns)
+            logits[..., first : first + keys.shape[1]] = product.transpose(1, 2)
     return logits
 
 
@@ -102,16 +111,25 @@ def _select(layer: LayerState, plan: RefreshPlan, selector: Selector, budget: in
     evidence = layer_evidence(layer, plan, with_norms="key_norms" in selector.needs)
     selection = selector.select(evidence, budget)
     heads = evidence.logits.shape[:2]
+    found = (getattr(selection, "positions", None), getattr(selection, "counts", None))
+    if not all(isinstance(tensor, Tensor) for tensor in found):
+        raise _broken(
+            selector,
+            f"{type(selection).__name__} with {type(found[0]).__name__} and "
+            f"{type(found[1]).__name__}",
+            "a Selection whose positions and counts are tensors",
+        )
     got_positions, got_counts = selection.positions, selection.counts
     wrong_type = {got_positions.dtype, got_counts.dtype} != {torch.int64}
     wrong_shape = got_positions.shape[:2] != heads or got_counts.shape != heads
     wrong_size = got_positions.ndim != 3 or got_positions.shape[-1] > budget
-    if wrong_type or wrong_shape or wrong_size:
+    wrong_device = {got_positions.device, got_counts.device} != {evidence.logits.device}
+    if wrong_type or wrong_shape or wrong_size or wrong_device:
         raise _broken(
             selector,
-            f"positions {tuple(got_positions.shape)} {got_positions.dtype}, "
-            f"counts {tuple(got_counts.shape)} {got_counts.dtype}",
-            f"int64 positions {(*heads, budget)} and counts {tuple(heads)}",
+            f"positions {_described(got_positions)}, counts {_described(got_counts)}",
+            f"int64 positions {(*heads, budget)} and counts {tuple(heads)} "
+            f"on {evidence.logits.device}",
         )
     return selection
 
@@ -178,6 +196,10 @@ def _note_starts(sequence: SequenceState) -> None:
             first = int(memory.starts[0])
             if bool((memory.starts == first).all()):
                 memory.common_start = first
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
 def _broken(selector: Selector, got: str, allowed: str) -> PluginError:

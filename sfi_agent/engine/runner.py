@@ -88,7 +88,7 @@ class Runner:
             rows = evidence_rows if end == len(ids) else 0
             context = StepContext("dense", sequence, capture_rows=min(rows, end - start))
             output = self._forward(context, ids[start:end])
-        assert output is not None, "a dense pass needs at least one token"
+        assert output is not None
         return output
 
     def fast(
@@ -132,8 +132,10 @@ class Runner:
 
 
 def _chunks(total: int, size: int, last_at_least: int) -> list[tuple[int, int]]:
-    """Cut `total` tokens into chunks; the last one takes from its neighbour what it lacks."""
-    bounds = [*range(0, total, size), total]
-    if len(bounds) > 2 and bounds[-1] - bounds[-2] < last_at_least:
-        bounds[-2] = max(bounds[-3] + 1, total - last_at_least)
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    """Cut `total` tokens into chunks; the last one takes from its neighbours what it lacks."""
+    assert total, "a dense pass needs at least one token"
+    bounds = list(range(0, total, size))
+    if total - bounds[-1] < last_at_least:
+        last = max(0, total - last_at_least)
+        bounds = [*(bound for bound in bounds if bound < last), last]
+    return list(zip(bounds, [*bounds[1:], total], strict=True))

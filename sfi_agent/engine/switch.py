@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["AttentionSwitch"]
 
 _switches: WeakKeyDictionary[PreTrainedModel, AttentionSwitch] = WeakKeyDictionary()
-_switches_lock = threading.Lock()
+# Reentrant, like the lock of each switch: a session that is garbage-collected gives its use back
+# wherever the collector happens to run, which may be inside these very blocks.
+_switches_lock = threading.RLock()
 
 
 class AttentionSwitch:
@@ -34,7 +36,7 @@ class AttentionSwitch:
     def __init__(self) -> None:
         self.users = 0
         self._previous = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> AttentionSwitch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
@@ -168,7 +168,7 @@ class Session:
             The generated ids.
 
         Raises:
-            InputError: An id or the limit is not usable.
+            InputError: An id, a stop id or the limit is not usable.
             NothingPendingError: `token_ids` is empty and no token is pending.
             ContextOverflowError: The model's context would not hold ids and new tokens.
             SessionBusy: Another call on this session is under way.
@@ -180,6 +180,7 @@ class Session:
             raise _bad_limit(max_new_tokens)
         if max_new_tokens < 0:
             raise _bad_limit(max_new_tokens)
+        stops = _checked_stops(stop_ids)
         with self._owner.held_for("decode"):
             self._cancelled.clear()
             new_ids = self._core.append(token_ids, max_new_tokens)
@@ -188,8 +189,7 @@ class Session:
                 if max_new_tokens == 0:
                     self._core.prefill()
                 else:
-                    stops, cancelled = frozenset(stop_ids), self._cancelled.is_set
-                    limits = DecodeLimits(max_new_tokens, stops, cancelled)
+                    limits = DecodeLimits(max_new_tokens, stops, self._cancelled.is_set)
                     generated.extend(item.token_id for item in self._core.steps(limits))
             finally:
                 if self._chat is not None:
@@ -309,6 +309,16 @@ def _checked_turns(max_turns: object) -> int:
             )
         )
     return max_turns
+
+
+def _checked_stops(stop_ids: Collection[int]) -> frozenset[int]:
+    found = list(stop_ids) if isinstance(stop_ids, Iterable) else [stop_ids]
+    bad = [value for value in found if isinstance(value, bool) or not isinstance(value, int)]
+    if bad or not isinstance(stop_ids, Iterable):
+        raise InputError(
+            explain("gave stop ids", got=repr(stop_ids), allowed="a collection of integers")
+        )
+    return frozenset(found)
 
 
 def _bad_limit(given: object) -> InputError:

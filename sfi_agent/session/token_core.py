@@ -219,8 +219,12 @@ class TokenCore:
             )
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         vocabulary = self.engine.shape.vocabulary_size
+        allowed = f"a flat sequence of integers from 0 to {vocabulary - 1}"
+        try:
+            values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
+        except TypeError as error:
+            raise InputError(explain("gave token ids", got=repr(ids), allowed=allowed)) from error
         for index, value in enumerate(values):
             integer = isinstance(value, int) and not isinstance(value, bool)
             if not integer or not 0 <= value < vocabulary:
@@ -228,7 +232,7 @@ class TokenCore:
                     explain(
                         f"gave token ids of which number {index} is unusable",
                         got=repr(value),
-                        allowed=f"a flat sequence of integers from 0 to {vocabulary - 1}",
+                        allowed=allowed,
                     )
                 )
         return values

@@ -173,7 +173,7 @@ def _describe(tool: Tool) -> _Entry:
             f"{type(base).__name__} objects carry no type hints and docstring to read",
             "Give a function, or Tool(function, name=..., description=..., parameters=...)",
         )
-    described = _explicit_schema(shown, tool, base) if explicit else _read_schema(shown, base)
+    described = _explicit_schema(shown, tool, base) if explicit else _read_schema(shown, tool, base)
     described["name"] = name
     if tool.description is not None:
         described["description"] = tool.description
@@ -223,7 +223,7 @@ def _require_plain_call(name: str, base: Callable[..., Any]) -> None:
             raise _definition_error(name, f"it takes *{parameter.name}", remedy)
 
 
-def _read_schema(name: str, base: Callable[..., Any]) -> dict[str, Any]:
+def _read_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[str, Any]:
     from transformers.utils.chat_template_utils import get_json_schema
 
     try:
@@ -232,7 +232,7 @@ def _read_schema(name: str, base: Callable[..., Any]) -> dict[str, Any]:
         # Hints that name unknown types raise NameError, broken "(choices: ...)" a JSON error.
         raise _definition_error(name, f"{type(error).__name__}: {error}", _EXAMPLE) from error
     described: dict[str, Any] = schema["function"]
-    if not described.get("description"):
+    if not (tool.description or described.get("description")):
         raise _definition_error(name, "its docstring says nothing before Args:", _EXAMPLE)
     return described
 

@@ -13,7 +13,6 @@ from sfi_agent import Engine, Evidence, Selection, Selector, Session, SessionCon
 from sfi_agent.engine.runner import Runner, StepOutput
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.token_core import TokenCore
 from tests.reference import (
     ReferenceRun,
     Refresh,
@@ -22,7 +21,7 @@ from tests.reference import (
     visibility_masks,
 )
 
-__all__ = ["Played", "clear_choice", "close", "play", "replay", "rules_of"]
+__all__ = ["Played", "clear_choice", "close", "play", "record_into", "replay", "rules_of"]
 
 LOGITS_TOLERANCE = 1e-4
 """Relative to the largest logit, in float32."""
@@ -126,7 +125,7 @@ def play(
     """Decode some turns on one session and close it.
 
     Args:
-        engine: Shared; its runner is replaced while the session is made.
+        engine: May be shared.
         config: The policy.
         turns: New ids of each turn; an empty turn goes on from the pending token.
         new_tokens: Generated per turn.
@@ -134,26 +133,25 @@ def play(
         between: Called with the session after every turn but the last.
     """
     played = Played()
-    runner = engine.runner
-    engine.runner = _RecordingRunner(runner, played, look)
-    try:
-        core = TokenCore(engine, config, on_refresh=lambda *seen: _note(played, *seen))
-        decoder: Any = core._decoder
-        decoder._selector = _RecordingSelector(decoder._selector, played)
-        with Session(engine, config, core=core) as session:
-            for number, turn in enumerate(turns):
-                if number and between is not None:
-                    between(session)
-                played.generated.append(session.decode(turn, max_new_tokens=new_tokens))
-            played.ids, played.trace = session.token_ids, session.trace
-            played.next_logits = session.next_logits()
-    finally:
-        engine.runner = runner
+    with engine.session(config) as session:
+        record_into(played, session, look=look)
+        for number, turn in enumerate(turns):
+            if number and between is not None:
+                between(session)
+            played.generated.append(session.decode(turn, max_new_tokens=new_tokens))
+        played.ids, played.trace = session.token_ids, session.trace
+        played.next_logits = session.next_logits()
     return played
 
 
-def _note(played: Played, tokens: int, selections: list[Selection | None]) -> None:
-    played.refreshes.append(Refresh(tokens, selections))
+def record_into(played: Played, session: Session, *, look: bool) -> None:
+    """Let a session's decoder write down what it computes."""
+    decoder: Any = session._core._decoder
+    decoder._runner = _RecordingRunner(decoder._runner, played, look)
+    decoder._selector = _RecordingSelector(decoder._selector, played)
+    decoder._on_refresh = lambda tokens, selections: played.refreshes.append(
+        Refresh(tokens, selections)
+    )
 
 
 def rules_of(engine: Engine, config: SessionConfig) -> VisibilityRules:

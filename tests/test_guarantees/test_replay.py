@@ -10,7 +10,7 @@ from torch import Tensor
 from sfi_agent import Evidence, SessionConfig
 from sfi_agent.engine.sampling import Sampler
 from tests.families import FULL_ATTENTION, tiny_engine
-from tests.reference import ReferenceRun, Refresh, VisibilityRules
+from tests.reference import ReferenceRun, Refresh, VisibilityRules, dense_logits
 from tests.test_guarantees.play import Played, close, play, replay, rules_of
 from tests.test_guarantees.policies import any_family, few, prompts, sparse_policies
 
@@ -73,7 +73,8 @@ def check_evidence(
 ) -> None:
     """What selectors saw is what the queries and keys of the reference say."""
     seen = iter(played.evidences)
-    for refresh, queries in zip(played.refreshes, _query_counts(config, played, turns), strict=True):
+    counts = _query_counts(config, played, turns)
+    for refresh, queries in zip(played.refreshes, counts, strict=True):
         candidates = refresh.tokens - rules.recent_tokens - rules.sink_tokens
         budget = min(config.memory.selected_tokens, candidates)
         for index, selection in enumerate(refresh.selections):
@@ -130,7 +131,7 @@ def test_the_examples_meet_what_they_are_meant_to_meet() -> None:
     """Retries, boundaries and ragged counts do occur, and sparse steps differ from dense ones."""
     engine = tiny_engine("qwen3")
     config = SessionConfig(
-        boundaries=[{"name": "entropy", "threshold_nats": 2.4}, {"name": "punctuation"}],
+        boundaries=[{"name": "entropy", "threshold_nats": 3.3}, {"name": "punctuation"}],
         selector={"name": "cumulative_mass", "mass": 0.5},
         memory={"sink_tokens": 1, "selected_tokens": 8, "recent_tokens": 4},
         refresh={"min_segment_tokens": 2, "max_segment_tokens": 12},
@@ -146,6 +147,7 @@ def test_the_examples_meet_what_they_are_meant_to_meet() -> None:
 
 
 def test_fast_steps_of_every_family_differ_from_dense_ones() -> None:
+    """Else equality with the reference would say little: attention could be flat."""
     config = SessionConfig(
         boundaries=[{"name": "never"}],
         selector={"name": "window"},
@@ -153,15 +155,7 @@ def test_fast_steps_of_every_family_differ_from_dense_ones() -> None:
     )
     for family in FULL_ATTENTION:
         engine = tiny_engine(family.name)
-        played = play(engine, config, [list(range(40))], new_tokens=4)
-        dense = play(engine, SessionConfig(mode="dense"), [played.ids], new_tokens=1)
-        rows = [record.position - 1 for record in played.trace if record.kind == "fast"]
-        assert rows
-        assert not close(played.row_logits[rows[0]], _dense_row(engine, played, rows[0])), family
-        assert dense.trace[0].kind == "slow"
-
-
-def _dense_row(engine, played, row):
-    from tests.reference import dense_logits
-
-    return dense_logits(engine.model, played.ids)[row]
+        played = play(engine, config, [list(range(40))], new_tokens=3)
+        row = next(record.position - 1 for record in played.trace if record.kind == "fast")
+        dense = dense_logits(engine.model, played.ids)[row]
+        assert not close(played.row_logits[row], dense, tolerance=0.02), family.name

@@ -101,7 +101,7 @@ def result(content: str, number: int = 0, name: str = "search") -> dict[str, Any
     return {"role": "tool", "name": name, "tool_call_id": f"call_{number}", "content": content}
 
 
-def user(content: str) -> dict[str, Any]:
+def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 

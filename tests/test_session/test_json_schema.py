@@ -43,7 +43,11 @@ def test_what_fits_passes_unchanged(value: Any, schema: dict[str, Any]) -> None:
         (True, {"type": "number"}, "Argument x must be of type number, not true."),
         (None, {"type": "string"}, "Argument x must be of type string, not null."),
         (1.5, {"type": "integer"}, "Argument x must be of type integer, not 1.5."),
-        ([1, "a"], {"items": {"type": "integer"}}, 'Argument x[1] must be of type integer, not "a"'),
+        (
+            [1, "a"],
+            {"items": {"type": "integer"}},
+            'Argument x[1] must be of type integer, not "a".',
+        ),
         (
             {"k": {"n": "1"}},
             {"additionalProperties": {"properties": {"n": {"type": "integer"}}}},
@@ -62,7 +66,7 @@ def test_what_fits_passes_unchanged(value: Any, schema: dict[str, Any]) -> None:
         ),
         ("c", {"const": "b"}, 'Argument x must be "b", not "c".'),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(value: Any, schema: dict[str, Any], problem: str) -> None:
     _, problems = check(value, schema)
     assert len(problems) == 1

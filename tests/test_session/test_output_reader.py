@@ -93,7 +93,8 @@ def test_a_closing_tag_inside_an_argument_is_part_of_it() -> None:
 def test_a_forgotten_quote_does_not_swallow_the_next_call() -> None:
     parsed = parse(
         FORMATS["family"],
-        f'<tool_call>{{"name": "g", "arguments": {{"q": "x}}}}</tool_call><tool_call>{F}</tool_call>',
+        '<tool_call>{"name": "g", "arguments": {"q": "x}}</tool_call>'
+        f"<tool_call>{F}</tool_call>",
     )
     assert [(call.name, call.error is None) for call in parsed.calls] == [("g", False), ("f", True)]
     alone = parse(FORMATS["family"], '<tool_call>{"name": "g, "a": 1}</tool_call> text')
@@ -190,7 +191,9 @@ def test_text_comes_at_once_and_tags_are_held_back(kind: str) -> None:
     assert reader.feed_text(" two <tool") == [TextDelta(" two")]
     assert reader.feed_text("box> x") == [TextDelta(" <toolbox> x")]
     assert reader.feed_text("<tool_call>" + F) == []
-    (event,) = [*reader.feed_text("</tool_call>"), *reader.feed_text(" ")]
+    events = [*reader.feed_text("</tool_call>"), *reader.feed_text(" ")]
+    assert len(events) == 1
+    event = events[0]
     assert isinstance(event, ToolCall) and event.name == "f"
 
 
@@ -215,7 +218,9 @@ XML_RESPONSE_TEMPLATE: dict[str, Any] = {
             "close_pattern": r"</function>\s*</tool_call>",
             "repeats": True,
             "content": "xml-inline",
-            "content_args": {"tag_pattern": r"<parameter=(?P<key>\w+)>\s*(?P<value>.*?)\s*</parameter>"},
+            "content_args": {
+                "tag_pattern": r"<parameter=(?P<key>\w+)>\s*(?P<value>.*?)\s*</parameter>"
+            },
             "transform": {
                 "type": "function",
                 "function": {"name": "{name}", "arguments": "{content}"},
@@ -240,7 +245,7 @@ def test_response_templates_with_captures_and_types() -> None:
 
 
 def test_calls_of_a_list_in_a_response_template() -> None:
-    template = {
+    template: dict[str, Any] = {
         "version": 1,
         "start_anchor": "assistant\n",
         "fields": {
@@ -265,7 +270,12 @@ def test_calls_of_a_list_in_a_response_template() -> None:
 
 
 def test_a_response_template_that_cannot_be_read_is_a_template_error() -> None:
-    for template in ({"fields": {}}, {"fields": {"content": {"open_pattern": "("}}}, {"x": 1}):
+    broken: list[dict[str, Any]] = [
+        {"fields": {}},
+        {"fields": {"content": {"open_pattern": "("}}},
+        {"x": 1},
+    ]
+    for template in broken:
         tokenizer = chatml_tokenizer(response_template=template)
         with pytest.raises(TemplateError, match="response template"):
             OutputFormat(tokenizer).reader()

@@ -176,6 +176,7 @@ def test_explicit_tools_bring_their_own_description() -> None:
     assert tools.run(call("notes", number=0)).content == "one"
     renamed = ToolSet([search, Tool(search, name="find", description="Find.")])
     assert renamed.names == ("find", "search")
+    assert ToolSet([Tool(silent, description="One.")]).run(call("silent")).content == "1"
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
@@ -201,12 +202,12 @@ def undescribed(a: int) -> int:
     return a
 
 
-def silent(a: int) -> int:
+def silent() -> int:
     """
-    Args:
-        a: Something.
+    Returns:
+        One.
     """
-    return a
+    return 1
 
 
 def unknown_hint(a: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F821
