@@ -141,7 +141,7 @@ class SessionConfig(ConfigModel):
 
         Sections are merged key by key; `boundaries` and `selector` are replaced. `balanced` and
         `faithful` are meant for slow_step rectify, which is not built yet: they run with observe,
-        and a structlog warning `preset_runs_with_observe` says so.
+        and the warning event `preset_runs_with_observe` in the log says so.
 
         Args:
             name: published, fast, balanced or faithful; exact is refused until verify is built.

@@ -5,7 +5,7 @@
     ├── PluginError                       a plugin failed to load, clashes, or broke its contract
     ├── InputError (ValueError)           ids, messages or arguments of a call are wrong; nothing ran
     │   └── NothingPendingError           decode([]) where no token waits to be processed
-    ├── ContextOverflowError              the ids would not fit the model's context; nothing ran
+    ├── ContextOverflowError              the ids would not fit the model; nothing ran
     ├── ToolDefinitionError (ValueError)  a tool given to a session cannot be described or called
     ├── TemplateError                     the chat template is missing or cannot do what was asked
     ├── SessionStateError (RuntimeError)  a closed session was used, or a mark is no longer valid

@@ -8,7 +8,6 @@ can keep, so it is refused.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,19 +133,12 @@ def preset_named(name: str) -> Preset:
 
 
 def log_runs_with_observe(preset: Preset) -> None:
-    """Say, as a structlog warning, that this preset runs with another slow step than it is for.
+    """Warn in the log that this preset runs with another slow step kind than it is meant for."""
+    # Imported here because most configurations log nothing.
+    from sfi_agent.observe.log import log_event
 
-    Goes where the host program sends its structlog events. Where it has configured nothing, the
-    event goes to stderr: structlog's own default is stdout, which belongs to the program's output.
-    """
-    import structlog
-
-    logger = (
-        structlog.get_logger("sfi_agent")
-        if structlog.is_configured()
-        else structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
-    )
-    logger.warning(
+    log_event(
+        "warning",
         "preset_runs_with_observe",
         preset=preset.name,
         meant_for=preset.slow_step,

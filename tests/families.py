@@ -45,14 +45,14 @@ class Family:
         architecture: Class name prefix, such as "Llama" (LlamaConfig, LlamaForCausalLM).
         options: Keywords of the configuration, over `_COMMON`.
         configuration: Class name of the configuration where the prefix does not give it.
-        sparse: Whether any layer has full attention, so that fast steps differ from dense ones.
+        sparse_layers: Those with full attention, where fast steps differ from dense ones.
     """
 
     name: str
     architecture: str
     options: dict[str, Any] = field(default_factory=dict)
     configuration: str = ""
-    sparse: bool = True
+    sparse_layers: tuple[int, ...] = (0, 1)
 
 
 _COMMON: dict[str, Any] = {
@@ -72,12 +72,14 @@ _COMMON: dict[str, Any] = {
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "Llama", {"num_hidden_layers": 3}),
+    Family("llama", "Llama", {"num_hidden_layers": 3}, sparse_layers=(0, 1, 2)),
     Family("llama_multi_head", "Llama", {"num_key_value_heads": 4, "head_dim": 8}),
     Family("llama_multi_query", "Llama", {"num_key_value_heads": 1, "head_dim": 128}),
     Family("qwen2", "Qwen2", {"head_dim": 12}),
-    Family("qwen3", "Qwen3", {"head_dim": 64, "num_hidden_layers": 4}),
-    Family("mistral_sliding", "Mistral", {"sliding_window": SLIDING_WINDOW_TOKENS}, sparse=False),
+    Family("qwen3", "Qwen3", {"head_dim": 64, "num_hidden_layers": 4}, sparse_layers=(0, 1, 2, 3)),
+    Family(
+        "mistral_sliding", "Mistral", {"sliding_window": SLIDING_WINDOW_TOKENS}, sparse_layers=()
+    ),
     Family("mistral", "Mistral", {"sliding_window": None}),
     Family("gemma", "Gemma", {"head_dim": 96}),
     Family(
@@ -91,6 +93,7 @@ FAMILIES: tuple[Family, ...] = (
             "query_pre_attn_scalar": 32,
         },
         configuration="Gemma3TextConfig",
+        sparse_layers=(1, 3),
     ),
     Family("phi3", "Phi3", {"head_dim": 12, "pad_token_id": 0, "sliding_window": None}),
     Family("qwen3_moe", "Qwen3Moe", {**_EXPERTS, "num_experts": 4, "head_dim": 32}),
@@ -104,11 +107,12 @@ FAMILIES: tuple[Family, ...] = (
             "sliding_window": SLIDING_WINDOW_TOKENS,
             "layer_types": ["sliding_attention", "full_attention"],
         },
+        sparse_layers=(1,),
     ),
     Family("mixtral", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 )
 
-FULL_ATTENTION: tuple[Family, ...] = tuple(family for family in FAMILIES if family.sparse)
+FULL_ATTENTION: tuple[Family, ...] = tuple(family for family in FAMILIES if family.sparse_layers)
 
 
 def build_model(
@@ -127,6 +131,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family.architecture}ForCausalLM")(config)
+        # The row of the pad token is made zero, so all its keys would be equal.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=_WEIGHT_DEVIATION)
     return model.to(device=device, dtype=dtype).eval()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -475,14 +477,19 @@ def test_presets_that_cannot_run_yet() -> None:
     assert not events
 
 
-def test_the_warning_leaves_stdout_to_the_program(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_warning_is_seen_and_leaves_stdout_to_the_program(
+    child_environment: Callable[..., dict[str, str]],
 ) -> None:
-    monkeypatch.setattr(structlog, "is_configured", lambda: False)
-    SessionConfig.preset("balanced")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "preset_runs_with_observe" in captured.err
+    program = "from sfi_agent import SessionConfig; SessionConfig.preset('balanced')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        timeout=100,
+    )
+    assert done.returncode == 0 and done.stdout == ""
+    assert "preset_runs_with_observe" in done.stderr and "balanced" in done.stderr
 
 
 def test_replace_merges_like_preset() -> None:

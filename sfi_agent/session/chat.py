@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import InputError, TemplateError, explain
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chat", "TurnPlan", "make_chat"]
 
-_NOT_RUN = "The call was not run: the turn limit was reached before it."
+_NOT_RUN = "The call was not run: the conversation went on without it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Chat:
         self.stop_ids = stop_ids(tokenizer, generation_config)
         self._tokenizer = tokenizer
         self._system = system
+        self._unsent_results: dict[str, ToolResult] = {}
         self._template = ChatTemplate(tokenizer, self.tools.schemas)
         if system is not None:
             self._template.require_system()
@@ -91,8 +93,9 @@ class Chat:
     def plan(self, given: UserInput) -> TurnPlan:
         """Find the ids that bring new messages. Changes nothing.
 
-        Calls of the last turn that nobody answered get a result that says so: templates and
-        models expect every call to be followed by its result.
+        Calls of the last turn that the messages do not answer get the result that `note_result`
+        was given, or one that says that they were not run: templates and models expect every call
+        to be followed by its result.
 
         Raises:
             InputError: The messages are unusable, or ids without messages are in the way.
@@ -115,7 +118,7 @@ class Chat:
         if not transcript.spans:
             return self._first(messages)
         if open_calls and messages[0]["role"] != "tool":
-            messages = (*map(_unrun, open_calls), *messages)
+            messages = (*map(self._answer, open_calls), *messages)
         answered = open_calls if messages[0]["role"] == "tool" else ()
         edited: ReuseLostReason | None = None
         if not transcript.ends_with_output:
@@ -136,7 +139,7 @@ class Chat:
             messages = [*transcript.messages, *plan.messages]
             transcript.replace_from(plan.kept_tokens, plan.new_ids, messages)
             return
-        self.cut(plan.kept_tokens)
+        self._cut(plan.kept_tokens)
         transcript.append_prompt(plan.messages, plan.new_ids)
 
     def reader(self, plan: TurnPlan) -> OutputReader:
@@ -145,35 +148,40 @@ class Chat:
 
     def end(self, ids: Sequence[int], parsed: ParsedOutput) -> None:
         """The model's raw output of the turn, whole or cut short."""
+        self._unsent_results = {}
         self.transcript.append_output(ids, parsed.as_message(), parsed.calls)
 
-    def go_back(self, past: Transcript, kept_tokens: int) -> None:
-        """Undo `begin`: the transcript before it, as far as its ids are still there."""
-        self.transcript = past
-        self.cut(kept_tokens)
+    def note_result(self, result: ToolResult) -> None:
+        """A call of the last turn was run. Its result is sent with the next message, whoever
+        sends it: what a tool has done must not be told to the model as not done."""
+        self._unsent_results[result.call_id] = result
 
     def append_raw(self, new_ids: Sequence[int], generated_ids: Sequence[int]) -> None:
-        """Ids of `decode()`. Generated behind an unfinished answer, they belong to it."""
+        """Ids of `decode()`. Generated behind a prompt or an unfinished answer, without new ids
+        in between, they belong to the answer."""
         transcript = self.transcript
-        if not new_ids and transcript.ends_with_output:
-            start = transcript.spans[-1].start
-            ids = [*transcript.token_ids[start:], *generated_ids]
-            self.cut(start)
-            message, calls = self._reread(ids)
-            transcript.append_output(ids, message, calls)
-        else:
+        last = transcript.spans[-1] if transcript.spans else None
+        if new_ids or last is None or last.kind == "raw" or not last.complete:
             transcript.append_raw([*new_ids, *generated_ids])
+        elif generated_ids:
+            start = last.start if last.kind == "output" else last.end
+            ids = [*transcript.token_ids[start:], *generated_ids]
+            message, calls = self._reread(ids, start=start)
+            self.cut(start)
+            transcript.append_output(ids, message, calls)
 
     def cut(self, tokens: int) -> None:
         """Keep the first ids and what they carry."""
         if tokens < len(self.transcript):
-            self.transcript.cut(tokens, self._reread)
+            self._unsent_results = {}
+            self._cut(tokens)
 
     def fork(self) -> Chat:
         """An independent chat with the same past."""
         child = object.__new__(Chat)
         child.__dict__.update(self.__dict__)
         child.transcript = self.transcript.copy()
+        child._unsent_results = dict(self._unsent_results)
         return child
 
     def result_messages(self, results: Sequence[ToolResult]) -> list[dict[str, Any]]:
@@ -200,9 +208,30 @@ class Chat:
     def _prompt_text(self, new_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(new_ids), skip_special_tokens=False))
 
-    def _reread(self, ids: Sequence[int]) -> tuple[dict[str, Any], tuple[ToolCall, ...]]:
-        number = self.transcript.calls_seen - len(self.transcript.open_calls)
-        parsed = parse_output(self._format, self._tokenizer, ids, first_call_number=number)
+    def _answer(self, call: ToolCall) -> dict[str, Any]:
+        not_run = ToolResult(call.id, call.name, call.error or _NOT_RUN, is_error=True)
+        return _result_message(self._unsent_results.get(call.id, not_run))
+
+    def _cut(self, tokens: int) -> None:
+        starts = [span.start for span in self.transcript.spans if span.start < tokens]
+        reread = partial(self._reread, start=max(starts, default=0))
+        self.transcript.cut(tokens, reread)
+
+    def _reread(
+        self, ids: Sequence[int], *, start: int
+    ) -> tuple[dict[str, Any], tuple[ToolCall, ...]]:
+        """Message and calls of an output that begins at position `start`, read as they were first:
+        behind the same prompt, calls numbered from the same number."""
+        before = [span for span in self.transcript.spans if span.end <= start]
+        messages = [message for span in before for message in span.messages]
+        prompt_ids = self.transcript.token_ids[before[-1].start : start] if before else ()
+        parsed = parse_output(
+            self._format,
+            self._tokenizer,
+            ids,
+            prompt_text=self._prompt_text(prompt_ids),
+            first_call_number=sum(len(message.get("tool_calls", ())) for message in messages),
+        )
         return parsed.as_message(), parsed.calls
 
 
@@ -229,10 +258,6 @@ def make_chat(
             )
         )
     return None
-
-
-def _unrun(call: ToolCall) -> dict[str, Any]:
-    return _result_message(ToolResult(call.id, call.name, call.error or _NOT_RUN, is_error=True))
 
 
 def _result_message(result: ToolResult) -> dict[str, Any]:

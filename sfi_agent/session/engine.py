@@ -13,8 +13,9 @@ from sfi_agent.engine.model_shape import inspect_model
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
-from sfi_agent.errors import CheckpointError, ConfigError, UnsupportedModelError, explain
+from sfi_agent.errors import ConfigError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
+from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,26 +84,14 @@ class Engine:
             prefill_chunk_tokens: See `Engine`.
 
         Raises:
-            CheckpointError: Nothing loadable is there.
+            CheckpointError: Nothing loadable is there, or a part of it is missing or damaged.
             ConfigError: `device` or `dtype` is unknown or not available.
             UnsupportedModelError: The model cannot be decoded slow-fast, with the reason.
         """
-        from transformers import AutoModelForCausalLM
-
-        place, number_type = _device(device), _dtype(dtype)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=number_type)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                explain(
-                    f"tried to load a model from {str(path)!r}",
-                    got=f"{type(error).__name__}: {error}",
-                    allowed="a directory with config.json and weights, or a Hub id",
-                )
-            ) from error
-        tokenizer = _load_tokenizer(path)
+        place, number_type = find_device(device), find_dtype(dtype)
+        model, tokenizer = load_model(path, number_type), load_tokenizer(path)
         torch.nn.Module.to(model, place)
-        return cls(model.eval(), tokenizer, prefill_chunk_tokens=prefill_chunk_tokens)
+        return cls(model, tokenizer, prefill_chunk_tokens=prefill_chunk_tokens)
 
     def session(
         self,
@@ -146,46 +135,12 @@ class Engine:
                 )
             )
 
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            explain("asked for a device", got=repr(name), allowed="auto, cpu, cuda, cuda:N")
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            explain("asked for a CUDA device", got="no CUDA device on this machine", allowed="cpu")
+    def __repr__(self) -> str:
+        shape = self.shape
+        dtype = str(shape.dtype).removeprefix("torch.")
+        tokenizer = "None" if self.tokenizer is None else type(self.tokenizer).__name__
+        return (
+            f"Engine({type(self.model).__name__}, {shape.num_layers} layers, {dtype}, "
+            f"device={str(shape.device)!r}, context={shape.context_limit_tokens} tokens, "
+            f"tokenizer={tokenizer})"
         )
-    return device
-
-
-def _dtype(name: str) -> str | torch.dtype:
-    known = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if name != "auto" and name not in known:
-        allowed = ", ".join(["auto", *known])
-        raise ConfigError(explain("asked for a dtype", got=repr(name), allowed=allowed))
-    return known.get(name, name)
-
-
-def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The checkpoint's tokenizer; None, with a log event, where it has none.
-
-    Ids can be decoded without one; whatever needs text raises by name.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        log_event(
-            "warning", "tokenizer_missing", path=str(path), cause=f"{type(error).__name__}: {error}"
-        )
-        return None

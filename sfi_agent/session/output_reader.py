@@ -81,6 +81,7 @@ class OutputFormat:
         call_format = detect_call_format(template_source) if tool_schemas else "none"
         self._call_format = call_format
         self.name = call_format if response_text is None else "response_template"
+        self._strips_text = response_text is not None and _strips_content(tokenizer)
         markup = response_text or "\n".join(family_tags(template_source, call_format))
         hidden = {
             index
@@ -112,19 +113,22 @@ class OutputFormat:
                     for schema in self._schemas
                 },
             )
-        return OutputReader(splitter, self.hidden_ids, first_call_number)
+        return OutputReader(
+            splitter, self.hidden_ids, first_call_number, strip_text=self._strips_text
+        )
 
 
 class OutputReader:
     """Turns the pieces of one turn into events and, at its end, into a `ParsedOutput`.
 
-    White space between the parts (reasoning, text, calls) is left out; white space of the text
-    itself is kept. Calls are events when they are complete.
+    White space between the parts (reasoning, text, calls) is left out. Calls are events when they
+    are complete.
 
     Args:
         splitter: Finds the parts.
         hidden_ids: Control tokens that are no part of any text.
         first_call_number: Number of the first call's id.
+        strip_text: Leave white space out at both ends of the text as well.
     """
 
     def __init__(
@@ -132,11 +136,14 @@ class OutputReader:
         splitter: OutputSplitter,
         hidden_ids: frozenset[int] = frozenset(),
         first_call_number: int = 0,
+        *,
+        strip_text: bool = False,
     ) -> None:
         self._splitter = splitter
         self._hidden_ids = hidden_ids
         self._first_call_number = first_call_number
-        self._text = _Joined()
+        self._text = _Joined(after_markup=strip_text)
+        self._strip_text = strip_text
         self._reasoning = _Joined(after_markup=True)
         self._calls: list[ToolCall] = []
         self._reasoning_tokens = 0
@@ -155,7 +162,7 @@ class OutputReader:
     def finish(self) -> list[OutputEvent]:
         """The turn is over: what was held back. Not to be fed afterwards."""
         events = self._events(self._splitter.finish())
-        rest = self._text.end()
+        rest = "" if self._strip_text else self._text.end()
         return [*events, TextDelta(rest)] if rest else events
 
     @property
@@ -245,6 +252,13 @@ def parse_output(
     reader.feed_text(stream.finish())
     reader.finish()
     return reader.parsed
+
+
+def _strips_content(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the response template strips the text: it does unless it says otherwise."""
+    fields: Mapping[str, Any] = tokenizer.response_template.get("fields", {})
+    arguments: Mapping[str, Any] = fields.get("content", {}).get("content_args", {})
+    return bool(arguments.get("strip", True))
 
 
 def _call_message(call: ToolCall) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
@@ -46,6 +47,7 @@ class Session:
         self._owner = Ownership()
         self._marks = MarkKeeper()
         self._cancelled = threading.Event()
+        self._stream: weakref.ref[Generator[Event, None, None]] | None = None
 
     @classmethod
     def create(
@@ -147,7 +149,9 @@ class Session:
             InputError, ContextOverflowError, TemplateError, SessionBusy, SessionStateError: As in
                 `send`, when the first event is asked for.
         """
-        return self._events("stream", message, _checked_turns(max_turns))
+        events = self._events("stream", message, _checked_turns(max_turns))
+        self._stream = weakref.ref(events)
+        return events
 
     def decode(
         self,
@@ -231,16 +235,19 @@ class Session:
                 self._chat.cut(mark.token_count)
             self._marks.note_cut(mark.token_count)
 
-    def fork(self, config: SessionConfig | None = None) -> Session:
+    def fork(self, config: SessionConfig | None = None, *, seed: int | None = None) -> Session:
         """An open session with the same past and its own future; nothing is copied.
 
         Args:
             config: Another policy for the child; None keeps this one's.
+            seed: `sampling.seed` of the child, so that forks sample differently; None keeps it.
 
         Raises:
-            ConfigError: The policy does not fit the model.
+            ConfigError: The policy does not fit the model, or the seed is not valid.
         """
         chosen = config or self.config
+        if seed is not None:
+            chosen = chosen.replace(sampling={"seed": seed})
         self.engine.check_config(chosen)
         with self._owner.held_for("fork"):
             chat = self._chat.fork() if self._chat is not None else None
@@ -251,7 +258,17 @@ class Session:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Free the history; closing twice is fine."""
+        """Free the history; closing twice is fine. A stream that nobody reads on is ended.
+
+        Raises:
+            SessionBusy: Another thread is using the session.
+        """
+        stream = self._stream() if self._stream is not None else None
+        if stream is not None:
+            try:
+                stream.close()
+            except ValueError:
+                pass  # It is running in another thread right now: busy, as said below.
         with self._owner.held_for("close"):
             self._core.close()
 
@@ -274,7 +291,9 @@ class Session:
             f"selector={core.config.selector.name!r})"
         )
 
-    def _events(self, action: str, message: UserInput, max_turns: int) -> Iterator[Event]:
+    def _events(
+        self, action: str, message: UserInput, max_turns: int
+    ) -> Generator[Event, None, None]:
         """Events of one turn (`max_turns` 0, no tools) or of the tool loop, owning the session."""
         with self._owner.held_for(action):
             self._core.open()

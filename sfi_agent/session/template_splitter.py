@@ -33,7 +33,7 @@ def response_template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
     template = getattr(tokenizer, "response_template", None)
     if template is None:
         return None
-    return json.dumps(template, ensure_ascii=False).replace("\\", "")
+    return json.dumps(template.get("fields"), ensure_ascii=False).replace("\\", "")
 
 
 class TemplateSplitter:

@@ -56,10 +56,8 @@ class TextStream:
         self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = False
     ) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder
-        self._skipped_ids = frozenset(
-            index for index, token in added.items() if skip_special_tokens and token.special
-        )
+        added = tokenizer.added_tokens_decoder if skip_special_tokens else {}
+        self._skipped_ids = frozenset(index for index, token in added.items() if token.special)
         self._byte_values = _byte_fallback_values(tokenizer)
         self._state = TextStreamState()
 
@@ -113,12 +111,9 @@ class TextStream:
         complete = len(text) - text.endswith(_REPLACEMENT)
         piece = text[given:complete]
         if complete == len(text) and len(text) > given:
-            last = (token_id,)
-            last_text = self._decode(last)
-            # A last piece without text of its own tells the decoder nothing: keep what is before.
-            if last_text and not last_text.startswith(_REPLACEMENT):
-                self._state = TextStreamState(last, len(last_text))
-                return piece
+            # Everything is given out: this token alone is context enough for the next one.
+            self._state = TextStreamState((token_id,), len(self._decode((token_id,))))
+            return piece
         given = max(given, complete)
         if len(window) > _WINDOW_TOKENS:
             window, given = self._trim(window, len(text) - given)

@@ -119,12 +119,16 @@ class Transcript:
     ) -> None:
         """The whole chat was rendered again: keep the first ids, take the new ones behind them.
 
-        All messages of the chat then belong to one prompt: where each lies is not known any more.
+        Spans whose ids are all kept stay as they are. The other messages then belong to one prompt:
+        where each of them lies is not known any more.
         """
         self._check_count(kept_tokens)
-        ids = [*self._ids[:kept_tokens], *new_ids]
-        self._ids, self._spans = [], []
-        self.append_prompt(messages, ids)
+        spans = [span for span in self._spans if span.end <= kept_tokens]
+        start = spans[-1].end if spans else 0
+        known = sum(len(span.messages) for span in spans)
+        ids = [*self._ids[start:kept_tokens], *new_ids]
+        self._ids, self._spans = self._ids[:start], spans
+        self.append_prompt(messages[known:], ids)
 
     def cut(
         self,

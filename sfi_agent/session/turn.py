@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from sfi_agent.session.output_reader import OutputReader
 from sfi_agent.session.reply import FinishReason, Reply, Usage
 from sfi_agent.session.text_stream import TextStream
 from sfi_agent.session.token_core import TokenCore
+from sfi_agent.session.transcript import Transcript
 from sfi_agent.session.user_input import UserInput
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TurnRunner:
             TemplateError: The template cannot render them; nothing has changed.
         """
         plan, past = self._chat.plan(given), self._chat.transcript.copy()
+        past_trace = tuple(self._core.trace)
         started = time.perf_counter()
         limits = self._begin(plan)
         prompt_tokens, cached = len(self._core.ids), self._core.processed_tokens
@@ -83,10 +85,9 @@ class TurnRunner:
                 reader.finish()
             if records:
                 self._chat.end([record.token_id for record in records], reader.parsed)
+                self._note_cut(plan.kept_tokens)
             else:
-                # Failed or cancelled in the prefill: as if the message had not been sent.
-                self._core.forget(plan.kept_tokens)
-                self._chat.go_back(past, plan.kept_tokens)
+                self._take_back(plan, past, past_trace)
         usage = Usage(
             prompt_tokens=prompt_tokens,
             cached_tokens=cached,
@@ -120,7 +121,10 @@ class TurnRunner:
                 return
             results = []
             for call in reply.tool_calls:
+                if self._cancelled():
+                    return
                 result = self._chat.tools.run(call)
+                self._chat.note_result(result)
                 results.append(result)
                 yield result
             if self._cancelled():
@@ -133,9 +137,6 @@ class TurnRunner:
         limit = self._core.engine.shape.context_limit_tokens
         room = max(1, min(wanted, limit - plan.kept_tokens - len(plan.new_ids)))
         self._core.append(plan.new_ids, 1, plan.kept_tokens)
-        earlier = self.smallest_kept_tokens
-        kept = plan.kept_tokens
-        self.smallest_kept_tokens = kept if earlier is None else min(earlier, kept)
         self._chat.begin(plan)
         self._turns += 1
         if room < wanted:
@@ -148,6 +149,25 @@ class TurnRunner:
                 limit_tokens=limit,
             )
         return DecodeLimits(room, self._chat.stop_ids, self._cancelled)
+
+    def _take_back(
+        self, plan: TurnPlan, past: Transcript, past_trace: Sequence[StepRecord]
+    ) -> None:
+        """Failed or cancelled in the prefill: as if the message had not been sent.
+
+        Ids that the turn had given up come back, to be processed again by the next one.
+        """
+        core = self._core
+        core.forget(plan.kept_tokens)
+        given_up = past.token_ids[plan.kept_tokens :]
+        if given_up:
+            core.append(given_up, 0)
+            core.trace.extend(past_trace[len(core.trace) :])
+        self._chat.transcript = past
+
+    def _note_cut(self, kept_tokens: int) -> None:
+        earlier = self.smallest_kept_tokens
+        self.smallest_kept_tokens = kept_tokens if earlier is None else min(earlier, kept_tokens)
 
     def _finish_reason(self, records: list[StepRecord], reader: OutputReader) -> FinishReason:
         if not records or records[-1].token_id not in self._chat.stop_ids:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfi_agent import Engine, Evidence, Selection, Selector, Session, SessionConfig
 from sfi_agent.engine.runner import Runner, StepOutput
+from sfi_agent.engine.sampling import uniform_noise
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.observe.trace import StepRecord
 from tests.reference import (
@@ -21,7 +22,16 @@ from tests.reference import (
     visibility_masks,
 )
 
-__all__ = ["Played", "clear_choice", "close", "play", "record_into", "replay", "rules_of"]
+__all__ = [
+    "LOGITS_TOLERANCE",
+    "Played",
+    "close",
+    "play",
+    "record_into",
+    "replay",
+    "rules_of",
+    "same_tokens",
+]
 
 LOGITS_TOLERANCE = 1e-4
 """Relative to the largest logit, in float32."""
@@ -92,7 +102,7 @@ def _seen_by(layer: LayerState) -> list[set[int]] | None:
     for head, start in enumerate(memory.starts.tolist()):
         copied = slice(start, layout.segment_start)
         same = (memory.keys[head, copied, None] == past.keys[head]).all(-1)
-        assert bool((same.sum(-1) == 1).all()), "a slot holds a key that is not in the history"
+        assert bool((same.sum(-1) == 1).all()), "a slot holds no key of the history, or several"
         positions = same.int().argmax(-1)
         assert torch.equal(memory.values[head, copied], past.values[head, positions])
         assert len(set(positions.tolist())) == len(positions), "a position is held twice"
@@ -182,7 +192,32 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = LOGITS_TOLERANCE)
     return bool(error <= tolerance * expected.abs().max().clamp(min=1e-6))
 
 
-def clear_choice(logits: Tensor, tolerance: float = LOGITS_TOLERANCE) -> bool:
-    """Whether the best token leads by more than rounding can move."""
-    first, second = logits.float().topk(2).values.tolist()
-    return bool(first - second > tolerance * float(logits.abs().max()))
+def choice_lead(logits: Tensor, config: SessionConfig, position: int) -> float:
+    """By how much the chosen token leads the next best one, noise included, in logit units."""
+    sampling = config.sampling
+    if sampling.temperature == 0.0:
+        first, second = logits.float().topk(2).values.tolist()
+        return float(first - second)
+    noise = uniform_noise(sampling.seed, position, logits.shape[-1], logits.device)
+    noisy = logits.double() - sampling.temperature * torch.log(-torch.log(noise))
+    first, second = noisy.topk(2).values.tolist()
+    return float(first - second)
+
+
+def same_tokens(first: Played, second: Played, config: SessionConfig) -> bool:
+    """Whether two sessions generated the same tokens.
+
+    A difference is accepted only where rounding decides: the draw of the first session led by no
+    more than the tolerance of logits. Tokens behind such a difference are not compared.
+
+    Raises:
+        AssertionError: They differ where rounding cannot be the reason.
+    """
+    for one, other in zip(first.trace, second.trace, strict=True):
+        if one.token_id != other.token_id:
+            assert one.position == other.position
+            logits = first.row_logits[one.position - 1]
+            lead = choice_lead(logits, config, one.position)
+            assert lead <= LOGITS_TOLERANCE * float(logits.abs().max()), one.position
+            return False
+    return True

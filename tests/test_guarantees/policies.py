@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from sfi_agent import SessionConfig
-from tests.families import FAMILIES, FULL_ATTENTION, VOCABULARY
+from tests.families import FAMILIES, VOCABULARY
 
 __all__ = [
     "FILLING_SELECTORS",
     "SELECTORS",
-    "any_family",
+    "FAMILY_NAMES",
     "boundaries",
+    "chunk_sizes",
     "few",
+    "for_each",
     "memories",
     "prompts",
     "refreshes",
     "samplings",
-    "sparse_family",
     "sparse_policies",
+    "turns_of_ids",
 ]
+
+FAMILY_NAMES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
 
 FILLING_SELECTORS: tuple[dict[str, Any], ...] = (
     {"name": "top_k"},
@@ -71,12 +77,21 @@ def few(examples: int) -> settings:
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        suppress_health_check=list(HealthCheck),
     )
 
 
-any_family: st.SearchStrategy[str] = st.sampled_from([family.name for family in FAMILIES])
-sparse_family: st.SearchStrategy[str] = st.sampled_from([f.name for f in FULL_ATTENTION])
+def for_each(name: str, examples: int, **strategies: Any) -> Callable[[Callable[..., None]], None]:
+    """Run the decorated check at once on examples of its own for every name.
+
+    A parametrised property test would meet the same examples under each of its parameters.
+    """
+
+    def run(check: Callable[..., None]) -> None:
+        seed(zlib.crc32(name.encode()))(few(examples)(given(**strategies)(check)))()
+
+    return run
+
 
 boundaries: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.sampled_from(_DETECTORS), max_size=3, unique_by=lambda entry: entry["name"]
@@ -85,6 +100,12 @@ boundaries: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
 prompts: st.SearchStrategy[list[int]] = st.integers(1, 60).flatmap(
     lambda size: st.lists(st.integers(0, VOCABULARY - 1), min_size=size, max_size=size)
 )
+
+turns_of_ids: st.SearchStrategy[list[list[int]]] = st.tuples(
+    prompts, st.lists(st.one_of(prompts, st.just([])), max_size=2)
+).map(lambda drawn: [drawn[0], *drawn[1]])
+
+chunk_sizes: st.SearchStrategy[int | None] = st.sampled_from([None, 1, 5, 16])
 
 memories: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
@@ -119,14 +140,24 @@ samplings: st.SearchStrategy[dict[str, Any]] = st.one_of(
 
 
 @st.composite
-def sparse_policies(
-    draw: st.DrawFn, selectors: tuple[dict[str, Any], ...] = SELECTORS
-) -> SessionConfig:
-    """Any slow-fast policy over any detectors."""
+def sparse_policies(draw: st.DrawFn, family: str, *, full_budget: bool = False) -> SessionConfig:
+    """Any slow-fast policy over any detectors, that the model of a family can follow.
+
+    With `full_budget` the memory has room for everything and the selector fills it.
+    """
+    memory = draw(memories)
+    if full_budget:
+        memory = {**memory, "selected_tokens": 1000}
+    detectors = draw(boundaries)
+    layers = {f.name: f for f in FAMILIES}[family]
+    sparse = set(layers.sparse_layers) - set(memory["dense_layers"])
+    if not sparse:
+        # Without a sparse layer there is no selected mass that drift could look at.
+        detectors = [entry for entry in detectors if entry["name"] != "drift"]
     return SessionConfig(
-        boundaries=draw(boundaries),
-        selector=draw(st.sampled_from(selectors)),
-        memory=draw(memories),
+        boundaries=detectors,
+        selector=draw(st.sampled_from(FILLING_SELECTORS if full_budget else SELECTORS)),
+        memory=memory,
         refresh=draw(refreshes),
         sampling=draw(samplings),
     )

@@ -47,7 +47,6 @@ def parse(made: Any, text: str, prompt: str = PROMPT, first: int = 0) -> ParsedO
     ("written", "text", "reasoning", "calls"),
     [
         ("Hello  world.", "Hello  world.", "", []),
-        ("  indented\n", "  indented\n", "", []),
         (f"<tool_call>\n{F}\n</tool_call>", "", "", ["f"]),
         (f"Let me see.\n\n<tool_call>{F}</tool_call>\n", "Let me see.", "", ["f"]),
         (f"a<tool_call>{F}</tool_call><tool_call>{F}</tool_call>b", "a\nb", "", ["f", "f"]),
@@ -58,7 +57,6 @@ def parse(made: Any, text: str, prompt: str = PROMPT, first: int = 0) -> ParsedO
         ("Yes.<|im_end|>", "Yes.", "", []),
         ("odd<|endoftext|>ly", "oddly", "", []),
         ("", "", "", []),
-        ("\n\n", "\n\n", "", []),
     ],
 )
 def test_parts(kind: str, written: str, text: str, reasoning: str, calls: list[str]) -> None:
@@ -66,6 +64,19 @@ def test_parts(kind: str, written: str, text: str, reasoning: str, calls: list[s
     assert (parsed.text, parsed.reasoning) == (text, reasoning)
     assert [call.name for call in parsed.calls] == calls
     assert all(call.error is None and call.arguments == {"a": 1} for call in parsed.calls)
+
+
+def test_white_space_at_the_ends_is_the_response_templates_decision() -> None:
+    for written, stripped in (("  a  b \n", "a  b"), ("\n\n", "")):
+        assert parse(FORMATS["family"], written).text == written
+        assert parse(FORMATS["response_template"], written).text == stripped
+        fields = dict(HERMES_RESPONSE_TEMPLATE["fields"])
+        fields["content"] = {**fields["content"], "content_args": {"strip": False}}
+        tokenizer = chatml_tokenizer(
+            response_template={**HERMES_RESPONSE_TEMPLATE, "fields": fields}
+        )
+        keeping = (tokenizer, OutputFormat(tokenizer, chat_templates.CHATML))
+        assert parse(keeping, written).text == written
 
 
 @pytest.mark.parametrize("kind", KINDS)

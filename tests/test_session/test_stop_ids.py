@@ -47,6 +47,10 @@ def test_generation_config_adds_one_or_several() -> None:
 def test_text_that_is_no_special_token_is_no_stop() -> None:
     tokenizer = chatml_tokenizer(chat_templates.NO_CONTROL_TOKENS)
     assert stop_ids(tokenizer) == {tokenizer.eos_token_id}
+    # One token, but not a special one: the model may write it inside a text.
+    source = "{% for m in messages %}{{ m.content }}</turn>{% endfor %}"
+    tokenizer = chatml_tokenizer(source, markup_tokens=["</turn>"])
+    assert stop_ids(tokenizer) == {tokenizer.eos_token_id}
 
 
 def test_a_template_that_raises_adds_nothing() -> None:

@@ -92,6 +92,9 @@ def test_spaces_before_words_survive_where_the_decoder_drops_the_first() -> None
     ids = tokenizer.encode("hello hello hello", add_special_tokens=False)
     stream = TextStream(tokenizer)
     assert "".join(stream.push(index) for index in ids) == "hello hello hello"
+    # A byte token for a space is dropped at the start as well, and only there.
+    bytes_first = [3 + 0x20, 3 + 0x20, *ids]
+    assert read("metaspace", bytes_first) == tokenizer.decode(bytes_first) == " " + " hello" * 3
     skipping = TextStream(tokenizer, skip_special_tokens=True)
     with_start = [tokenizer.bos_token_id, *ids[:1], tokenizer.eos_token_id, *ids[1:]]
     assert "".join(skipping.push(index) for index in with_start) == "hello hello hello"

@@ -1,0 +1,117 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfi_agent.config import SessionConfig
+from sfi_agent.errors import ConfigError, explain
+from sfi_agent.presets import PRESETS
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Color",
+    "ConfigFile",
+    "Device",
+    "Dtype",
+    "Json",
+    "PresetName",
+    "choose_config",
+    "torch_device",
+    "torch_dtype",
+]
+
+_PRESET_HELP = f"A named policy: {', '.join(PRESETS)}."
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Color = Annotated[bool, typer.Option("--color/--no-color", help="Use colours on a terminal.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A policy as .yaml, .yml or .json file."),
+]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help=_PRESET_HELP, show_default=False)
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="auto (CUDA where there is one), cpu, cuda or cuda:N.", rich_help_panel=None
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="auto (the checkpoint's own), float32, bfloat16, float16."),
+]
+
+
+def choose_config(
+    file: Path | None, preset: str | None, default: SessionConfig | None = None
+) -> SessionConfig:
+    """The policy that `--config` or `--preset` names.
+
+    Args:
+        file: Value of `--config`.
+        preset: Value of `--preset`.
+        default: What is taken when neither is given; None for the defaults of a session.
+
+    Raises:
+        ConfigError: Both are given, or the one that is given is not valid.
+    """
+    if file is not None and preset is not None:
+        raise ConfigError(
+            explain(
+                "chose a policy twice",
+                got=f"--config {file} and --preset {preset}",
+                allowed="one of the two",
+            )
+        )
+    if file is not None:
+        return SessionConfig.load(file)
+    if preset is not None:
+        return SessionConfig.preset(preset)
+    return default or SessionConfig()
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: The name is unknown, or there is no such device.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    allowed = "auto, cpu, cuda, cuda:N" if cuda else "auto, cpu (no CUDA device is here)"
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not cuda):
+        raise ConfigError(explain("asked for a device", got=repr(name), allowed=allowed))
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The number type of that name.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    import torch
+
+    known: dict[str, Any] = {
+        "bfloat16": torch.bfloat16,
+        "float32": torch.float32,
+        "float16": torch.float16,
+    }
+    if name not in known:
+        raise ConfigError(explain("asked for a dtype", got=repr(name), allowed=", ".join(known)))
+    dtype: torch.dtype = known[name]
+    return dtype

@@ -1,0 +1,89 @@
+"""The command `sfi-agent`. Starting it, `--help` and `plugins` import no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sfi_agent.cli.bench_command import decode
+from sfi_agent.cli.chat_command import chat
+from sfi_agent.cli.demo_command import demo
+from sfi_agent.cli.output import LOG_LEVELS, events_on_stderr, print_error
+from sfi_agent.cli.plugins_command import plugins
+from sfi_agent.errors import ConfigError, SfiError, explain
+
+__all__ = ["app"]
+
+USER_ERROR_STATUS = 2
+
+
+class _Commands(TyperGroup):
+    """Reports the errors of every command in one way."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            level = ctx.params.get("log_level", "warning")
+            if level not in LOG_LEVELS:
+                allowed = ", ".join(LOG_LEVELS)
+                raise ConfigError(explain("set --log-level", got=repr(level), allowed=allowed))
+            with events_on_stderr(level):
+                return super().invoke(ctx)
+        except SfiError as error:
+            if ctx.params.get("debug"):
+                raise
+            print_error(error)
+            raise typer.Exit(USER_ERROR_STATUS) from error
+
+
+app = typer.Typer(
+    name="sfi-agent",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure what steps cost on this machine.")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"sfi-agent {version('sfi-agent')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def sfi_agent(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of errors.")
+    ] = False,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            metavar="LEVEL", help=f"Which log events go to stderr: {', '.join(LOG_LEVELS)}."
+        ),
+    ] = "warning",
+) -> None:
+    """Slow-fast sparse decoding for agent loops on Hugging Face checkpoints."""
+
+
+app.command()(demo)
+app.command()(chat)
+app.command()(plugins)
+bench.command()(decode)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure what steps cost on this machine."""
