@@ -3,14 +3,14 @@
     SfiError
     ├── ConfigError (ValueError)          a setting is wrong; nothing was built
     ├── PluginError                       a plugin failed to load, clashes, or broke its contract
-    ├── InputError (ValueError)           ids, messages or arguments of a call are wrong; nothing ran
+    ├── InputError (ValueError)           ids, messages or arguments are wrong; nothing ran
     │   └── NothingPendingError           decode([]) where no token waits to be processed
     ├── ContextOverflowError              the ids would not fit the model; nothing ran
     ├── ToolDefinitionError (ValueError)  a tool given to a session cannot be described or called
     ├── TemplateError                     the chat template is missing or cannot do what was asked
     ├── SessionStateError (RuntimeError)  a closed session was used, or a mark is no longer valid
     │   └── SessionBusy                   another thread is using this session
-    ├── UnsupportedModelError             the checkpoint cannot be decoded slow-fast, with the reason
+    ├── UnsupportedModelError             the model cannot be decoded slow-fast, with the reason
     ├── CheckpointError                   a model or tokenizer could not be loaded
     └── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
 
