@@ -39,6 +39,7 @@ check: $(INSTALLED_DEV)
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m sfi_agent.cli.reference
+	$(BIN)/python -m sfi_agent.cli.command_reference
 
 wheel: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.wheel_job --torch "$(TORCH_SPEC)"

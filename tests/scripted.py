@@ -26,6 +26,7 @@ class Script:
         self._model = model
         self._waiting = [token for output in outputs for token in output]
         self._given: dict[int, int] = {}
+        self._prefilled_to: int | None = None
         self._handle: Any = None
 
     def __enter__(self) -> Script:
@@ -47,6 +48,10 @@ class Script:
         first, last = int(positions[0]), int(positions[-1])
         for position in [item for item in self._given if item >= first and item != last]:
             self._waiting.insert(0, self._given.pop(position))
+        if first - 1 == self._prefilled_to and len(positions) > 1:
+            if self._given.get(first - 1) not in (None, int(kwargs["input_ids"][0, 0])):
+                self._waiting.insert(0, self._given.pop(first - 1))
+        self._prefilled_to = last if len(positions) > 1 else None
         if last not in self._given and self._waiting:
             self._given[last] = self._waiting.pop(0)
         logits = torch.full_like(result.logits, -30.0)

@@ -1,4 +1,4 @@
-"""`sfi-agent bench decode`: what dense, slow and fast steps cost here, on a model of a real size."""
+"""`sfi-agent bench decode`: what dense, slow and fast steps cost on this machine."""
 
 from __future__ import annotations
 
@@ -20,61 +20,61 @@ from sfi_agent.cli.choices import (
     torch_dtype,
 )
 from sfi_agent.cli.output import Progress, make_console, print_json
-from sfi_agent.cli.quantities import bytes_text, seconds_text
+from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text
 from sfi_agent.errors import ConfigError, explain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
 
+    from sfi_agent.config import SessionConfig
     from sfi_agent.evaluation.decode_benchmark import DecodeBenchmark
 
 __all__ = ["decode"]
 
+_ROOM_TOKENS = 64
+
+
+Shape = Annotated[
+    str, typer.Option(metavar="NAME", help="Published model shape, with random weights.")
+]
+Context = Annotated[
+    int, typer.Option(metavar="TOKENS", min=1, help="Tokens of history, filled at random.")
+]
+WeightDtype = Annotated[str, typer.Option(metavar="NAME", help="bfloat16, float32 or float16.")]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        metavar="NUMBER", min=2, help="Timed rounds of one dense, one slow and one fast step."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.")
+]
+
 
 def decode(
-    shape: Annotated[
-        str, typer.Option(metavar="NAME", help="Published model shape, with random weights.")
-    ] = "qwen3-0.6b",
-    context: Annotated[
-        int, typer.Option(metavar="TOKENS", min=1, help="Tokens of history, filled at random.")
-    ] = 32768,
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="bfloat16, float32 or float16.")
-    ] = "bfloat16",
+    shape: Shape = "qwen3-0.6b",
+    context: Context = 32768,
+    dtype: WeightDtype = "bfloat16",
     device: Device = "auto",
-    rounds: Annotated[
-        int, typer.Option(min=2, help="Timed rounds of one dense, one slow and one fast step.")
-    ] = 15,
+    rounds: Rounds = 15,
     config_file: ConfigFile = None,
     preset: PresetName = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.")
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
     color: Color = True,
 ) -> None:
     """Time dense, slow and fast steps over a long history, in one run, and print the table."""
     config = choose_config(config_file, preset)
-    if out is not None and not out.absolute().parent.is_dir():
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        # Found out before the measurement, not after it.
         raise ConfigError(
             explain("set --out", got=str(out), allowed="a file in a folder that exists")
         )
     with Progress(color=color) as progress:
         progress.stage(f"Decode benchmark of {shape} at {context:,} tokens")
-        from sfi_agent.evaluation.decode_benchmark import benchmark_decode
-        from sfi_agent.evaluation.random_models import build_random_model
-
-        place, number_type = torch_device(device), torch_dtype(dtype)
-        result = benchmark_decode(
-            # A few tokens are appended behind the context while steps are timed.
-            lambda: build_random_model(
-                shape, device=place, dtype=number_type, context_tokens=context + 64
-            ),
-            context,
-            config,
-            rounds=rounds,
-            on_progress=progress.detail,
-        )
+        result = _measure(shape, context, dtype, device, rounds, config, progress)
     document = {
         "shape": shape,
         "machine": _machine(result),
@@ -87,6 +87,30 @@ def decode(
         print_json(document)
     else:
         _print(make_console(color=color), shape, result, document["machine"])
+
+
+def _measure(
+    shape: str,
+    context_tokens: int,
+    dtype: str,
+    device: str,
+    rounds: int,
+    config: SessionConfig,
+    progress: Progress,
+) -> DecodeBenchmark:
+    from sfi_agent.evaluation.decode_benchmark import benchmark_decode
+    from sfi_agent.evaluation.random_models import build_random_model
+
+    place, number_type = torch_device(device), torch_dtype(dtype)
+
+    def make_model() -> PreTrainedModel:
+        # A few tokens are appended behind the context while steps are timed.
+        limit = context_tokens + _ROOM_TOKENS
+        return build_random_model(shape, device=place, dtype=number_type, context_tokens=limit)
+
+    return benchmark_decode(
+        make_model, context_tokens, config, rounds=rounds, on_progress=progress.detail
+    )
 
 
 def _machine(result: DecodeBenchmark) -> dict[str, Any]:
@@ -113,9 +137,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _print(
-    console: Console, shape: str, result: DecodeBenchmark, machine: dict[str, Any]
-) -> None:
+def _print(console: Console, shape: str, result: DecodeBenchmark, machine: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -125,7 +147,8 @@ def _print(
         style="bold",
     )
     console.print(
-        f"{machine['device_name']}, {machine['device']}, {machine['threads']} threads, "
+        f"{machine['device_name']}, {machine['device']}, "
+        f"{count_text(machine['threads'], 'thread')}, "
         f"torch {machine['torch']}, Python {machine['python']}",
         style="dim",
     )

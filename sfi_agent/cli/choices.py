@@ -40,7 +40,9 @@ PresetName = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="auto (CUDA where there is one), cpu, cuda or cuda:N.", rich_help_panel=None
+        metavar="NAME",
+        help="auto (CUDA where there is one), cpu, cuda or cuda:N.",
+        rich_help_panel=None,
     ),
 ]
 Dtype = Annotated[

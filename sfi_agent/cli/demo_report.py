@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfi_agent.cli.demo_play import Demo, DemoTurn, PlayedTurn
+    from sfi_agent.cli.demo_records import Demo, DemoTurn, PlayedTurn
 
 __all__ = ["demo_json", "totals"]
 

@@ -43,6 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure what steps cost on this machine.")
@@ -50,9 +51,13 @@ bench = typer.Typer(no_args_is_help=True, help="Measure what steps cost on this 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"sfi-agent {version('sfi-agent')}")
+        try:
+            number = version("sfi-agent")
+        except PackageNotFoundError:
+            number = "(imported from a folder, not installed)"
+        typer.echo(f"sfi-agent {number}")
         raise typer.Exit()
 
 
@@ -64,9 +69,7 @@ def sfi_agent(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of errors.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
     log_level: Annotated[
         str,
         typer.Option(

@@ -12,10 +12,11 @@ from sfi_agent.embedded import checkpoint_path
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine
 
-__all__ = ["EMBEDDED", "load_engine"]
+__all__ = ["EMBEDDED", "EMBEDDED_THREADS", "cpu_threads", "is_local", "load_engine"]
 
 EMBEDDED = "embedded"
 """What users write for the model that is shipped in the package."""
+EMBEDDED_THREADS = 1
 
 
 def load_engine(model: str, *, device: str, dtype: str) -> Engine:
@@ -38,11 +39,32 @@ def load_engine(model: str, *, device: str, dtype: str) -> Engine:
     if model == EMBEDDED:
         source = checkpoint_path()
         dtype = "float32" if dtype == "auto" else dtype
-    if not Path(source).is_dir():
-        # Something may have to be downloaded, and that must be seen.
+    if not is_local(model):
         return Engine.from_pretrained(source, device=device, dtype=dtype)
     with _without_progress_bars():
         return Engine.from_pretrained(source, device=device, dtype=dtype)
+
+
+@contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch compute on so many threads while the block runs; None changes nothing.
+
+    The embedded model is so small that a second thread mostly waits for the first, and on busy
+    cores makes every step several times slower: `EMBEDDED_THREADS`.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if number is None else number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_local(model: str) -> bool:
+    """Whether loading is quick and silent; a download shows its own progress."""
+    return model == EMBEDDED or Path(model).is_dir()
 
 
 @contextmanager

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from sfi_agent.errors import SfiError
 
-__all__ = ["LOG_LEVELS", "Progress", "events_on_stderr", "make_console", "print_error", "print_json"]
+__all__ = [
+    "LOG_LEVELS",
+    "Progress",
+    "events_on_stderr",
+    "make_console",
+    "print_error",
+    "print_json",
+]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

@@ -107,8 +107,7 @@ def _table(title: str, entries: Sequence[Registered]) -> Table:
         for option in _options(entry):
             value = option["default"]
             shown = value if isinstance(value, str) else json.dumps(value)
-            # A no-break space keeps an option and its default on one line.
             options.append("  " if options else "")
-            options.append(f"{option['name']}=", style="dim").append(shown.replace(" ", "\u00a0"))
+            options.append(f"{option['name']}=", style="dim").append(shown)
         table.add_row(entry.name, entry.origin, options)
     return table

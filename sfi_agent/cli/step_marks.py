@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from sfi_agent.observe.trace import StepKind, StepRecord
 
-__all__ = ["Glyphs", "ReasonMarks", "ShownToken", "marked_lines"]
+__all__ = ["STYLES", "Glyphs", "ReasonMarks", "ShownToken", "marked_lines"]
 
 STYLES: dict[StepKind, str] = {"fast": "", "slow": "bold cyan", "retry": "bold yellow"}
 _LETTERS = {
@@ -85,7 +85,7 @@ class ReasonMarks:
         """The mark of a step: "" for a fast one. Counts it."""
         if record.kind == "fast":
             return ""
-        letter = self._letter(record.reason.partition(":")[0])
+        letter = self.letter(record.reason.partition(":")[0])
         mark = letter.lower() if record.kind == "retry" else letter
         self.counts[mark, record.reason] += 1
         return mark
@@ -97,7 +97,8 @@ class ReasonMarks:
             for (mark, reason), count in self.counts.most_common()
         ]
 
-    def _letter(self, cause: str) -> str:
+    def letter(self, cause: str) -> str:
+        """The capital letter of a cause: a detector's name, "prefill" or "max_segment"."""
         if cause not in self._letters:
             taken = set(self._letters.values())
             wanted = [*cause.upper(), *_OTHER_LETTERS]

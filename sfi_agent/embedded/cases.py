@@ -31,7 +31,7 @@ class Case:
     Attributes:
         seed: What the case was made from.
         kind: "report", "chain", "attribute" or "tool".
-        variant: "easy" (all facts of an entry in one line, names of one token) or "hard".
+        variant: "easy" (all facts of an entry in one line) or "hard" (scattered).
         log: The office log, header line first.
         question: What the user asks.
         calls: Tool calls expected before the answer, in order, with the results they give;
@@ -183,7 +183,7 @@ def _check_kind(kind: str) -> None:
 
 def _as_case(seed: int, variant: str, log: str, turn: Turn) -> Case:
     assert variant in VARIANTS
-    sentences = tuple("".join(sentence).strip() for sentence in turn.sentences)
+    sentences = tuple("".join(sentence.fragments).strip() for sentence in turn.sentences)
     return Case(
         seed=seed,
         kind=turn.kind,

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfi_agent.embedded import chat_format
 from sfi_agent.embedded.office_tools import TOOL_NAMES, make_tools
-from sfi_agent.embedded.questions import ToolUse, make_turn, number_fragments
+from sfi_agent.embedded.fragments import number_fragments
+from sfi_agent.embedded.questions import ToolUse, Turn, make_turn
+from sfi_agent.embedded.sources import QuestionSpan, SourceNotes
 from sfi_agent.embedded.world import Office, make_office
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ __all__ = [
     "tool_schemas",
 ]
 
-_TOOLS_FROM_TOKENS = 1024
-"""Shorter documents offer no tools: the signatures alone would fill half of them."""
+_TOOLS_SHARE = 0.5
+_SCHEMAS_FROM_TOKENS = 768
+"""Shorter documents use tools without their signatures, which alone would fill half of them."""
 
 DEFAULT_SYSTEM = "You are the office assistant. Answer from the log."
 SYSTEM_SENTENCES = (
@@ -51,7 +54,9 @@ SYSTEM_SENTENCES = (
     "Never guess.",
     "The user works at the front desk.",
 )
-_KIND_WEIGHTS = {"report": 0.42, "chain": 0.22, "attribute": 0.14, "tool": 0.22}
+_KIND_WEIGHTS = {"report": 0.3, "chain": 0.25, "attribute": 0.2, "tool": 0.25}
+OPENED = " The| log| is| open|."
+"""The answer to a request to open the log, as fragments."""
 
 
 @lru_cache(maxsize=1)
@@ -94,108 +99,202 @@ class FragmentTable:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Token ids of a conversation, and where the model is to answer.
+    """Token ids of a conversation, where the model is to answer, and where answers come from.
 
     Attributes:
         ids: Token ids, at most as many as asked for.
         answers: (start, end) spans of tokens that the assistant writes, end-of-turn included.
         turns: (kind, start, end) per question: the span of its final answer.
+        breaks: Positions at which a line of the log or a user's message starts.
+        sources: Role to (row, targets), see `sfi_agent.embedded.sources`.
     """
 
     ids: array[int]
     answers: list[tuple[int, int]]
     turns: list[tuple[str, int, int]]
+    breaks: list[int]
+    sources: dict[str, list[tuple[int, tuple[int, ...]]]]
 
 
 class _Writer:
-    """Appends messages to a document in the chat template's format."""
+    """Appends messages to a document in the chat template's format and notes the sources."""
 
     def __init__(self, table: FragmentTable) -> None:
         self._table = table
         self.ids: array[int] = array("H")
         self.answers: list[tuple[int, int]] = []
+        self.breaks: list[int] = []
+        self.notes = SourceNotes()
 
-    def add(self, fragments: Sequence[str]) -> None:
+    def add(self, fragments: Sequence[str]) -> list[int]:
+        """Append fragments; returns the position at which each starts."""
+        starts = []
         for fragment in fragments:
+            starts.append(len(self.ids))
             self.ids.extend(self._table.ids(fragment))
+        return starts
 
-    def message(self, role: str, fragments: Sequence[str]) -> None:
-        self.add((f"{chat_format.MESSAGE_OPEN}{role}\n", *fragments, _CLOSE))
+    def log(self, office: Office) -> None:
+        self.add(office.header)
+        for line in office.lines:
+            self.breaks.append(len(self.ids))
+            self.add(("\n", office.prefix))
+            starts = self.add(line.fragments)
+            if line.subject:
+                self.notes.log_line(line.subject, line.keys, starts)
 
-    def answer(self, fragments: Sequence[str]) -> tuple[int, int]:
-        self.add((f"{chat_format.MESSAGE_OPEN}assistant\n",))
-        start = len(self.ids)
-        self.add((*fragments, chat_format.MESSAGE_CLOSE))
-        span = (start, len(self.ids))
-        self.answers.append(span)
-        self.add(("\n",))
-        return span
+    def open_message(self, role: str) -> None:
+        if role == "user":
+            self.breaks.append(len(self.ids))
+        self.add((f"{chat_format.MESSAGE_OPEN}{role}\n",))
 
-    def calls(self, uses: Sequence[ToolUse], results: Sequence[Sequence[str]]) -> None:
-        call_fragments: list[str] = []
-        for index, use in enumerate(uses):
-            opening = "\n" if index else ""
-            call_fragments.append(f"{opening}{chat_format.CALL_OPEN}\n")
-            call_fragments.extend(number_fragments(use.call_json))
-            call_fragments.append(f"\n{chat_format.CALL_CLOSE}")
-        self.answer(call_fragments)
-        self.add((f"{chat_format.MESSAGE_OPEN}user",))
-        for result in results:
-            self.add((f"\n{chat_format.RESULT_OPEN}\n", *result))
-            self.add((f"\n{chat_format.RESULT_CLOSE}",))
+    def close_message(self) -> None:
         self.add((_CLOSE,))
+
+    def question(self, turn: Turn) -> QuestionSpan:
+        starts = self.add(turn.question)
+        return QuestionSpan(
+            tuple(starts[noun] for noun in turn.nouns), tuple(starts[name] for name in turn.names)
+        )
+
+    def open_answer(self, question: QuestionSpan) -> None:
+        self.add((f"{chat_format.MESSAGE_OPEN}assistant\n",))
+        self.notes.opening(len(self.ids) - 1, question)
+        self.answers.append((len(self.ids), len(self.ids)))
+
+    def close_answer(self) -> tuple[int, int]:
+        self.add((chat_format.MESSAGE_CLOSE,))
+        self.answers[-1] = (self.answers[-1][0], len(self.ids))
+        self.add(("\n",))
+        return self.answers[-1]
+
+    def calls(self, uses: Sequence[ToolUse], question: QuestionSpan, subjects: list[str]) -> None:
+        """The assistant's message that makes the calls."""
+        self.open_answer(question)
+        for index, use in enumerate(uses):
+            self.add(("\n",) if index else ())
+            start = len(self.ids)
+            self.add((f"{chat_format.CALL_OPEN}\n",))
+            arguments = iter(use.arguments)
+            for piece in number_fragments(use.call_json):
+                if piece.strip().isdigit():
+                    self.notes.call_argument(
+                        len(self.ids) - 1, question.names[index], subjects[index], next(arguments)
+                    )
+                self.add((piece,))
+            self.add((f"\n{chat_format.CALL_CLOSE}",))
+            self.notes.call(start, len(self.ids), question)
+            if question.names:
+                self.notes.add("name", len(self.ids) - 1, question.names[index] + 1)
+        self.close_answer()
+
+    def open_results(self) -> None:
+        self.add((f"{chat_format.MESSAGE_OPEN}user",))
+
+    def result(self, text: str) -> None:
+        self.add((f"\n{chat_format.RESULT_OPEN}\n",))
+        starts = self.add(_as_words(text))
+        words = text.split(" ")
+        self.notes.result(words[3] if words[3] != "at" else "place", starts, words[1])
+        self.add((f"\n{chat_format.RESULT_CLOSE}",))
+
+    def final_answer(self, turn: Turn, question: QuestionSpan) -> tuple[int, int]:
+        self.open_answer(question)
+        for index, sentence in enumerate(turn.sentences):
+            starts = self.add(sentence.fragments)
+            self.notes.sentence(sentence, starts, turn, question, index)
+        return self.close_answer()
 
 
 _CLOSE = f"{chat_format.MESSAGE_CLOSE}\n"
 
 
-def make_document(key: str, length_tokens: int, table: FragmentTable) -> Document:
-    """One training document of at most `length_tokens` tokens, filled with questions to the end.
+def _as_words(text: str) -> list[str]:
+    first, *rest = text.split(" ")
+    return [first, *(f" {word}" for word in rest)]
+
+
+def make_document(
+    key: str, length_tokens: int, table: FragmentTable, *, log_share: tuple[float, float] = (0.3, 0.9)
+) -> Document:
+    """One training document of `length_tokens` tokens, filled with questions to the end.
 
     Args:
         key: Name of the random stream; documents of different keys are independent.
         length_tokens: Size of the document in tokens.
         table: Token ids of fragments.
+        log_share: Least and greatest share of the document that is the log.
     """
     rng = random.Random(f"train:{key}")
-    variant = "easy" if rng.random() < 0.55 else "hard"
-    with_tools = length_tokens >= _TOOLS_FROM_TOKENS and rng.random() < 0.65
+    variant = "easy" if rng.random() < 0.5 else "hard"
+    tools = rng.random() < _TOOLS_SHARE
+    schemas = tools and length_tokens >= _SCHEMAS_FROM_TOKENS and rng.random() < 0.65
     writer = _Writer(table)
-    writer.add(_system(rng, with_tools))
-    room = length_tokens - len(writer.ids) - 120
-    log_tokens = max(160, min(8600, round(room * rng.uniform(0.3, 0.9))))
-    required = frozenset({"badge", "room"}) if with_tools else frozenset[str]()
+    writer.add(_system(rng, schemas))
+    room = length_tokens - len(writer.ids) - 80
+    log_tokens = max(160, min(8600, round(room * rng.uniform(*log_share))))
+    required = frozenset({"badge", "room"}) if tools else frozenset[str]()
     office = make_office(rng, variant, log_tokens, required=required, count=table.count)
-    opening = _open_log(rng, writer, office, with_tools)
-    kinds = [kind for kind in _KIND_WEIGHTS if with_tools or kind != "tool"]
+    log_pending = not (tools and rng.random() < 0.4)
+    if not log_pending:
+        _open_log(writer, office)
+    kinds = [kind for kind in _KIND_WEIGHTS if tools or kind != "tool"]
     weights = [_KIND_WEIGHTS[kind] for kind in kinds]
     turns: list[tuple[str, int, int]] = []
     while len(writer.ids) < length_tokens:
-        kind = rng.choices(kinds, weights)[0]
-        turn = make_turn(rng, office, kind)
-        writer.message("user", (*opening, *turn.question))
-        opening = ()
-        if turn.calls:
-            results = [number_fragments(use.result) for use in turn.calls]
-            writer.calls(turn.calls, results)
-        start, end = writer.answer([piece for part in turn.sentences for piece in part])
-        turns.append((kind, start, end))
-    answers = [(a, min(b, length_tokens)) for a, b in writer.answers if a < length_tokens]
-    complete = [(kind, a, b) for kind, a, b in turns if b <= length_tokens]
-    return Document(writer.ids[:length_tokens], answers, complete)
+        turn = make_turn(rng, office, rng.choices(kinds, weights)[0])
+        writer.open_message("user")
+        if log_pending:
+            writer.log(office)
+            writer.add(("\n", "\n"))
+            writer.breaks.append(len(writer.ids))
+            log_pending = False
+        turns.append((turn.kind, *_converse(writer, turn)))
+    return _cut(writer, turns, length_tokens)
 
 
-def _open_log(
-    rng: random.Random, writer: _Writer, office: Office, with_tools: bool
-) -> tuple[str, ...]:
-    """Bring the log in, by a tool call or as the start of the next user message (returned)."""
-    if with_tools and rng.random() < 0.5:
-        writer.message("user", ("Open the log of", f" {office.day}", "."))
-        use = ToolUse("open_log", {"day": office.day}, "")
-        writer.calls([use], [office.fragments])
-        writer.answer((" The log of", f" {office.day}", " is open."))
-        return ()
-    return (*office.fragments, "\n", "\n")
+def _converse(writer: _Writer, turn: Turn) -> tuple[int, int]:
+    """The rest of the user's message and everything up to the final answer, whose span it is."""
+    question = writer.question(turn)
+    writer.close_message()
+    if turn.calls:
+        subjects = [sentence.subject for sentence in turn.sentences]
+        writer.calls(turn.calls, question, subjects)
+        writer.open_results()
+        for use in turn.calls:
+            writer.result(use.result)
+        writer.close_message()
+    return writer.final_answer(turn, question)
+
+
+def _cut(writer: _Writer, turns: list[tuple[str, int, int]], length: int) -> Document:
+    return Document(
+        writer.ids[:length],
+        [(start, min(end, length)) for start, end in writer.answers if start < length],
+        [(kind, start, end) for kind, start, end in turns if end <= length],
+        [position for position in writer.breaks if position < length],
+        {
+            role: [(row, targets) for row, targets in rows if row < length - 1]
+            for role, rows in writer.notes.rows.items()
+        },
+    )
+
+
+def _open_log(writer: _Writer, office: Office) -> None:
+    """Bring the log in by a tool call."""
+    writer.open_message("user")
+    starts = writer.add(("Open the", " log", " of", f" {office.day}", "."))
+    question = QuestionSpan((starts[1],), ())
+    writer.close_message()
+    writer.calls([ToolUse("open_log", {"day": office.day}, "")], question, [])
+    writer.open_results()
+    writer.add((f"\n{chat_format.RESULT_OPEN}\n",))
+    writer.log(office)
+    writer.add((f"\n{chat_format.RESULT_CLOSE}",))
+    writer.close_message()
+    writer.open_answer(question)
+    writer.add(OPENED.split("|"))
+    writer.close_answer()
 
 
 def _system(rng: random.Random, with_tools: bool) -> list[str]:
@@ -229,13 +328,3 @@ def _offered_tools(rng: random.Random) -> list[str]:
     if rng.random() < 0.2:
         rng.shuffle(names)
     return names
-
-
-def document_report(document: Document) -> dict[str, Any]:
-    """Share of answer tokens and number of questions, for the training log."""
-    answered = sum(end - start for start, end in document.answers)
-    return {
-        "tokens": len(document.ids),
-        "answer_share": answered / len(document.ids),
-        "turns": len(document.turns),
-    }

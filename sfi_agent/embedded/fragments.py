@@ -2,6 +2,8 @@
 
 A *fragment* is a piece of text whose borders are token borders of the embedded tokenizer: it
 may start with a space, and it never splits a word, a number or a run of punctuation marks.
+A *statement* is a sentence about one entry in which every fragment is one token: the name, then
+four fragments per fact (two words, the value, and a joiner or the full stop).
 """
 
 from __future__ import annotations
@@ -11,21 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sfi_agent.embedded import lexicon
 from sfi_agent.embedded.lexicon import Field
 
 __all__ = [
     "Entity",
+    "Line",
     "approximate_tokens",
-    "name_fragments",
-    "phrase_fragments",
-    "sentence_fragments",
+    "enumeration",
+    "number_fragments",
+    "statement",
+    "value_index",
 ]
 
-_PRE_TOKEN = re.compile(r" ?[^\W\d_]+|\d| ?[^\w\s]+|\s|_")
-_ONE_TOKEN_NAMES = frozenset(
-    (*lexicon.EASY_PERSON_NAMES, *lexicon.EASY_PROJECT_NAMES, *lexicon.CITIES, *lexicon.MONTHS)
-)
+_PRE_TOKEN = re.compile(r" ?[^\W\d_]+| [1-9]\d\d(?!\d)|\d| ?[^\w\s]+|\s|_")
+_NUMBER = re.compile(r"( ?\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Entity:
 
     Attributes:
         kind: "person" or "project".
-        name: Without a leading space; two words for hard names.
+        name: One word, without a leading space.
         facts: Field key to value; every value is a string.
     """
 
@@ -43,39 +44,54 @@ class Entity:
     facts: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a log.
+
+    Attributes:
+        fragments: Its text without prefix and newline.
+        subject: Name of the entry it states facts of; "" for lines that matter to nobody.
+        keys: Keys of the stated facts, in order.
+    """
+
+    fragments: tuple[str, ...]
+    subject: str = ""
+    keys: tuple[str, ...] = ()
+
+
 @lru_cache(maxsize=65536)
 def approximate_tokens(fragment: str) -> int:
-    """Estimated token count of a piece of text, without the tokenizer.
-
-    Words of the lexicon are one token, a three-syllable part of a hard name two.
-    """
-    count = 0
-    for piece in _PRE_TOKEN.findall(fragment):
-        word = piece.strip()
-        known = word.islower() or word in _ONE_TOKEN_NAMES or not word.isalpha()
-        count += 1 if known else 2
-    return count
+    """Token count of a piece of text made of words of the world, without the tokenizer."""
+    return len(_PRE_TOKEN.findall(fragment))
 
 
-def name_fragments(name: str) -> list[str]:
-    """A name as fragments with their leading spaces."""
-    return [" " + word for word in name.split(" ")]
+def number_fragments(text: str) -> list[str]:
+    """Text cut before and after its numbers, each with the space before it."""
+    return [piece for piece in _NUMBER.split(text) if piece]
 
 
-def phrase_fragments(field: Field, value: str) -> list[str]:
-    """A fact as fragments, such as " sits in room", " 412"."""
-    if field.link:
-        return [field.phrase, *name_fragments(value)]
-    return [field.phrase, " " + value]
+def enumeration(words: Sequence[str]) -> list[str]:
+    """Fragments of "a", "a and b", "a, b and c"; each word gets a space before it."""
+    result: list[str] = []
+    for index, word in enumerate(words):
+        if index:
+            result.append(" and" if index == len(words) - 1 else ",")
+        result.append(f" {word}")
+    return result
 
 
-def sentence_fragments(entity: Entity, fields: Sequence[Field], joiner: str = ",") -> list[str]:
+def statement(entity: Entity, fields: Sequence[Field], joiner: str = ",") -> list[str]:
     """One sentence that states the given facts in the given order, full stop included."""
-    parts = name_fragments(entity.name)
+    parts = [f" {entity.name}"]
     last = len(fields) - 1
     for index, field in enumerate(fields):
         if index:
             parts.append(" and" if index == last else joiner)
-        parts.extend(phrase_fragments(field, entity.facts[field.key]))
+        parts.extend((*field.phrase, f" {entity.facts[field.key]}"))
     parts.append(".")
     return parts
+
+
+def value_index(fact: int) -> int:
+    """Index of the fragment of a statement that holds the value of its fact number `fact`."""
+    return 3 + 4 * fact

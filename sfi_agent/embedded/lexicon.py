@@ -1,9 +1,8 @@
 """Words of the office-log world: names, values, fields and phrases.
 
-Easy names are two syllables, `FIRST_SYLLABLES` x `SECOND_SYLLABLES`; each is one token of the
-embedded tokenizer when a space stands before it. Hard names are two words of three syllables,
-drawn from the same syllables, and take several tokens. Names and values are free to combine, so
-nothing about a person can be known without reading the log.
+Names are two syllables, `FIRST_SYLLABLES` x `SECOND_SYLLABLES`. Every name, every value and every
+number is one token of the embedded tokenizer when a space stands before it. Names and values are
+free to combine, so nothing about a person can be known without reading the log.
 
 Knows nothing about tokens, models or files.
 """
@@ -16,14 +15,15 @@ __all__ = [
     "CITIES",
     "DAYS",
     "DEPARTMENTS",
-    "EASY_PERSON_NAMES",
-    "EASY_PROJECT_NAMES",
     "FIRST_SYLLABLES",
-    "LAST_SYLLABLES",
     "MONTHS",
+    "NUMBERS",
     "PERSON_FIELDS",
+    "PERSON_NAMES",
     "PHASES",
     "PROJECT_FIELDS",
+    "PROJECT_NAMES",
+    "RESULT_FIELDS",
     "SECOND_SYLLABLES",
     "Field",
 ]
@@ -35,18 +35,19 @@ class Field:
 
     Attributes:
         key: Name used in `Entity.facts`.
-        noun: How a question asks for it.
-        phrase: Words before the value, starting with a space.
+        noun: How a question asks for it; one word.
+        phrase: The two words before the value, each starting with a space. No two fields of one
+            kind of entry share either word's place, so the word before a value names the field.
         values: Closed list of values; empty for numbers and links.
-        digits: Length of a number value; 0 for words and links.
+        number: Whether the value is one of `NUMBERS`.
         link: "person" or "project" where the value names another entry of the log, else "".
     """
 
     key: str
     noun: str
-    phrase: str
+    phrase: tuple[str, str]
     values: tuple[str, ...] = ()
-    digits: int = 0
+    number: bool = False
     link: str = ""
 
 
@@ -59,10 +60,8 @@ FIRST_SYLLABLES = _words(
     "Bra Cas Del Er Fal Gor Hes Il Jor"
 )
 SECOND_SYLLABLES = _words("a ek in o is ul an et ia os")
-LAST_SYLLABLES = _words("ko dar vin les mo ran bit sen gu pol ti nas")
-
-EASY_PERSON_NAMES = tuple(a + b for a in FIRST_SYLLABLES for b in SECOND_SYLLABLES)
-EASY_PROJECT_NAMES = _words(
+PERSON_NAMES = tuple(a + b for a in FIRST_SYLLABLES for b in SECOND_SYLLABLES)
+PROJECT_NAMES = _words(
     "Atlas Beacon Comet Delta Ember Falcon Garnet Harbor Iris Jasper Kestrel Lantern Meteor "
     "Nimbus Orchid Pepper Quartz Raven Saffron Temple Umbra Violet Walnut Xenon Yarrow Zephyr "
     "Anchor Bridge Cedar Dolphin Echo Forest Glacier Hammer Island Jungle Kettle Ladder Mirror "
@@ -84,19 +83,28 @@ PHASES = _words("drafting building testing launch review closing")
 DAYS = _words("monday tuesday wednesday thursday friday")
 
 PERSON_FIELDS = (
-    Field("department", "department", " works in", DEPARTMENTS),
-    Field("room", "room", " sits in room", digits=3),
-    Field("manager", "manager", " reports to", link="person"),
-    Field("cover", "cover", " is covered by", link="person"),
-    Field("project", "project", " leads project", link="project"),
-    Field("badge", "badge", " keeps badge", digits=4),
-    Field("city", "city", " lives in", CITIES),
-    Field("month", "starting month", " started in", MONTHS),
+    Field("department", "department", (" works", " for"), DEPARTMENTS),
+    Field("room", "room", (" uses", " room"), number=True),
+    Field("manager", "manager", (" reports", " to"), link="person"),
+    Field("cover", "cover", (" swaps", " with"), link="person"),
+    Field("project", "project", (" leads", " project"), link="project"),
+    Field("badge", "badge", (" keeps", " badge"), number=True),
+    Field("city", "city", (" lives", " in"), CITIES),
+    Field("month", "month", (" started", " around"), MONTHS),
 )
 PROJECT_FIELDS = (
-    Field("site", "site", " runs in", CITIES),
-    Field("deadline", "deadline", " is due in", MONTHS),
-    Field("budget", "budget", " has budget", digits=4),
-    Field("backer", "backer", " is backed by", link="person"),
-    Field("phase", "phase", " is now in", PHASES),
+    Field("site", "site", (" runs", " near"), CITIES),
+    Field("deadline", "deadline", (" closes", " before"), MONTHS),
+    Field("budget", "budget", (" has", " budget"), number=True),
+    Field("backer", "backer", (" relies", " on"), link="person"),
+    Field("phase", "phase", (" is", " now"), PHASES),
 )
+RESULT_FIELDS = (
+    Field("phone", "phone", (" gets", " phone"), number=True),
+    Field("place", "place", (" empties", " at"), number=True),
+    Field("note", "note", (" gets", " note"), number=True),
+)
+"""What tools say about a badge or a room."""
+
+NUMBERS = tuple(str(number) for number in range(100, 1000))
+"""Every number of the world; with the space before it, each is one token."""

@@ -1,7 +1,7 @@
 """The tools of the office world: plain functions whose results follow from their arguments.
 
 `make_tools(log)` binds `open_log` to one log; the others need nothing but their arguments, so a
-test can say what each will return.
+test can say what each will return. All numbers have three digits.
 """
 
 from __future__ import annotations
@@ -14,33 +14,31 @@ TOOL_NAMES = ("check_room", "find_phone", "open_log", "send_note")
 
 
 def check_room(room: int) -> str:
-    """Says whether a room is free.
+    """Says when a room empties.
 
     Args:
         room: Number of the room.
     """
-    hour, quarter = 8 + (room * 7) % 10, (room * 13) % 4
-    state = "free" if room % 3 else "taken"
-    return f"room {room} is {state} until {hour:02d}:{15 * quarter:02d}"
+    return f"room {room} empties at {100 + (room * 457) % 900}"
 
 
-def find_phone(badge: str) -> str:
+def find_phone(badge: int) -> str:
     """Finds the phone number of a badge.
 
     Args:
-        badge: The badge, four digits.
+        badge: Number of the badge.
     """
-    return f"phone {10000 + (int(badge) * 7919) % 90000}"
+    return f"badge {badge} gets phone {100 + (badge * 619) % 900}"
 
 
-def send_note(badge: str, room: int) -> str:
+def send_note(badge: int, room: int) -> str:
     """Sends a note to the owner of a badge.
 
     Args:
-        badge: The badge, four digits.
-        room: Number of the room to deliver it to.
+        badge: Number of the badge.
+        room: Number of the room.
     """
-    return f"note {100 + (int(badge) * 31 + room * 17) % 900} sent"
+    return f"badge {badge} gets note {100 + (badge * 31 + room * 17) % 900}"
 
 
 def make_tools(log: str) -> list[Callable[..., str]]:

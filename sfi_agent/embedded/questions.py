@@ -3,7 +3,7 @@
 `make_turn` draws one question of a given kind:
 
 - report: several facts of several entries, one sentence per entry;
-- chain: follow links from entry to entry, one sentence per hop, then one fact of the last;
+- chain: follow one or two links from entry to entry, one sentence per link, then one fact;
 - attribute: one fact of one entry;
 - tool: needs one or two tool calls with arguments out of the log, then an answer from the result.
 """
@@ -12,29 +12,28 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sfi_agent.embedded import office_tools
-from sfi_agent.embedded.fragments import Entity, name_fragments, sentence_fragments
-from sfi_agent.embedded.lexicon import Field
+from sfi_agent.embedded.fragments import Entity, enumeration, statement
+from sfi_agent.embedded.lexicon import PERSON_FIELDS, Field
 from sfi_agent.embedded.world import Office
 
-__all__ = ["KINDS", "REQUIRED_FIELDS", "ToolUse", "Turn", "make_turn", "number_fragments"]
+__all__ = ["KINDS", "REQUIRED_FIELDS", "Sentence", "ToolUse", "Turn", "make_turn"]
 
 KINDS = ("report", "chain", "attribute", "tool")
 REQUIRED_FIELDS: dict[str, frozenset[str]] = {"tool": frozenset({"badge", "room"})}
 """Person fields that a log must have for questions of a kind."""
 
-_REPORT_FORMS = (
-    ("Report the", " of"),
-    ("Write a report with the", " of"),
-    ("Give me the", " for"),
-)
-_CHAIN_FORMS = (("Start with", ", go to the", " and give the"), ("From", " follow the", " to the"))
+_REPORT_FORMS = (("Report the", " of"), ("Write a report with the", " of"), ("Give me the", " for"))
+_CHAIN_FORMS = (("From", " follow"), ("Start at", " and go over"))
 _ATTRIBUTE_FORMS = ("What is the", "Tell me the", "Look up the")
-_SEPARATE = re.compile(r"(\d+)")
+_TOOL_FORMS = {
+    "phone": ("What is the", "Find the", " of"),
+    "place": ("Look at the", "Check the", " of"),
+    "note": ("Send the", "Please send the", " for"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +51,33 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence of an answer: its fragments (see `statement`), and the facts it states."""
+
+    fragments: tuple[str, ...]
+    subject: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One question, the tool calls it needs, and the sentences of its answer, as fragments."""
+    """One question, the tool calls it needs, and the sentences of its answer.
+
+    Attributes:
+        kind: One of `KINDS`.
+        question: The question as fragments.
+        nouns: Indices into `question` of the words that name the facts asked for.
+        names: Indices into `question` of the names asked about.
+        calls: Tool calls expected before the answer, one per name, or none.
+        sentences: The answer.
+    """
 
     kind: str
     question: tuple[str, ...]
+    nouns: tuple[int, ...]
+    names: tuple[int, ...]
     calls: tuple[ToolUse, ...]
-    sentences: tuple[tuple[str, ...], ...]
-
-
-def number_fragments(text: str) -> list[str]:
-    """Text cut before and after its numbers, which are token borders."""
-    return [piece for piece in _SEPARATE.split(text) if piece]
+    sentences: tuple[Sentence, ...]
 
 
 def make_turn(rng: random.Random, office: Office, kind: str) -> Turn:
@@ -75,18 +89,50 @@ def make_turn(rng: random.Random, office: Office, kind: str) -> Turn:
     return _MAKERS[kind](rng, office)
 
 
-def _enumeration(parts: list[list[str]]) -> list[str]:
-    """ "a", "a and b", "a, b and c"."""
-    result: list[str] = []
-    for index, part in enumerate(parts):
-        if index:
-            result.append(" and" if index == len(parts) - 1 else ",")
-        result.extend(part)
-    return result
+class _Question:
+    """Collects the fragments of a question and where its nouns and names stand."""
+
+    def __init__(self, start: str) -> None:
+        self.fragments = [start]
+        self.nouns: tuple[int, ...] = ()
+        self.names: tuple[int, ...] = ()
+
+    def add(self, *fragments: str) -> _Question:
+        self.fragments.extend(fragments)
+        return self
+
+    def add_nouns(self, nouns: Sequence[str]) -> _Question:
+        self.nouns = self._add_list(enumeration(nouns))
+        return self
+
+    def add_path(self, nouns: Sequence[str]) -> _Question:
+        """Nouns of a chain: "manager then cover to city"."""
+        parts = [f" {nouns[0]}"]
+        for index, noun in enumerate(nouns[1:], 1):
+            parts.extend((" to" if index == len(nouns) - 1 else " then", f" {noun}"))
+        self.nouns = self._add_list(parts)
+        return self
+
+    def add_names(self, names: Sequence[str]) -> _Question:
+        self.names = self._add_list(enumeration(names))
+        return self
+
+    def turn(
+        self, kind: str, sentences: Sequence[Sentence], calls: Sequence[ToolUse] = ()
+    ) -> Turn:
+        return Turn(
+            kind, tuple(self.fragments), self.nouns, self.names, tuple(calls), tuple(sentences)
+        )
+
+    def _add_list(self, parts: list[str]) -> tuple[int, ...]:
+        start = len(self.fragments)
+        self.fragments.extend(parts)
+        return tuple(range(start, start + len(parts), 2))
 
 
-def _nouns(fields: list[Field]) -> list[str]:
-    return _enumeration([[" " + field.noun] for field in fields])
+def _sentence(entity: Entity, fields: Sequence[Field]) -> Sentence:
+    keys = tuple(field.key for field in fields)
+    return Sentence(tuple(statement(entity, fields)), entity.name, keys)
 
 
 def _report(rng: random.Random, office: Office) -> Turn:
@@ -96,34 +142,29 @@ def _report(rng: random.Random, office: Office) -> Turn:
     asked = rng.sample(fields, min(len(fields), rng.choice((4, 5, 5, 5, 6))))
     subjects = rng.sample(entities, min(len(entities), rng.choice((2, 3, 3, 4, 4, 5, 6))))
     start, glue = rng.choice(_REPORT_FORMS)
-    question = [start, *_nouns(asked), glue]
-    question.extend(_enumeration([name_fragments(entity.name) for entity in subjects]))
-    question.append(".")
-    sentences = tuple(tuple(sentence_fragments(entity, asked)) for entity in subjects)
-    return Turn("report", tuple(question), (), sentences)
+    question = _Question(start).add_nouns([field.noun for field in asked]).add(glue)
+    question.add_names([entity.name for entity in subjects]).add(".")
+    return question.turn("report", [_sentence(entity, asked) for entity in subjects])
 
 
 def _chain(rng: random.Random, office: Office) -> Turn:
     person = rng.choice(office.people)
     person_links = [field for field in office.person_fields if field.link == "person"]
     project_link = [field for field in office.person_fields if field.link == "project"]
-    links = [rng.choice(person_links) for _ in range(rng.choice((1, 2, 2, 3)))]
+    links = rng.sample(person_links, min(len(person_links), rng.choice((1, 1, 2))))
     if project_link and rng.random() < 0.3:
         links[-1] = project_link[0]
     current: Entity = person
     sentences = []
     for link in links:
-        sentences.append(tuple(sentence_fragments(current, [link])))
+        sentences.append(_sentence(current, [link]))
         current = office.entity(current.facts[link.key])
     asked = rng.choice([f for f in office.fields_of(current.kind) if not f.link])
-    sentences.append(tuple(sentence_fragments(current, [asked])))
-    start, middle, end = rng.choice(_CHAIN_FORMS)
-    question = [start, *name_fragments(person.name), middle]
-    for index, link in enumerate(links):
-        question.extend([",", " the"] if index else [])
-        question.append(" " + link.noun)
-    question.extend([end, " " + asked.noun, "."])
-    return Turn("chain", tuple(question), (), tuple(sentences))
+    sentences.append(_sentence(current, [asked]))
+    start, middle = rng.choice(_CHAIN_FORMS)
+    question = _Question(start).add_names([person.name]).add(middle)
+    question.add_path([field.noun for field in (*links, asked)]).add(".")
+    return question.turn("chain", sentences)
 
 
 def _attribute(rng: random.Random, office: Office) -> Turn:
@@ -131,67 +172,49 @@ def _attribute(rng: random.Random, office: Office) -> Turn:
     entity = rng.choice(entities)
     field = rng.choice(office.fields_of(entity.kind))
     start = rng.choice(_ATTRIBUTE_FORMS)
-    mark = "?" if start.startswith("What") else "."
-    question = (start, " " + field.noun, " of", *name_fragments(entity.name), mark)
-    return Turn("attribute", question, (), (tuple(sentence_fragments(entity, [field])),))
+    question = _Question(start).add_nouns([field.noun]).add(" of").add_names([entity.name])
+    question.add("?" if start.startswith("What") else ".")
+    return question.turn("attribute", [_sentence(entity, [field])])
 
 
 def _tool(rng: random.Random, office: Office) -> Turn:
-    maker = rng.choice((_phone, _phone, _room, _note))
-    subjects = rng.sample(office.people, 2 if rng.random() < 0.35 else 1)
-    return maker(rng, subjects)
-
-
-def _phone(rng: random.Random, subjects: list[Entity]) -> Turn:
-    plural = len(subjects) > 1
-    names = _enumeration([name_fragments(person.name) for person in subjects])
-    start = rng.choice(("What is the", "Find the"))
-    if plural:
-        start = start.replace("is", "are")
-    noun = " phone numbers" if plural else " phone number"
-    question = (start, noun, " of", *names, "?" if start.startswith("What") else ".")
+    noun = rng.choice(("phone", "phone", "place", "note"))
+    subjects = rng.sample(office.people, 2 if rng.random() < 0.4 else 1)
+    start, other_start, glue = _TOOL_FORMS[noun]
+    start = rng.choice((start, other_start))
+    question = _Question(start).add_nouns([noun]).add(glue)
+    question.add_names([person.name for person in subjects])
+    question.add("?" if start.startswith("What") else ".")
     calls, sentences = [], []
     for person in subjects:
-        badge = person.facts["badge"]
-        result = office_tools.find_phone(badge)
-        calls.append(ToolUse("find_phone", {"badge": badge}, result))
-        number = result.removeprefix("phone")
-        sentences.append(
-            (*name_fragments(person.name), " keeps badge", f" {badge}", " and has phone", number)
-            + (".",)
-        )
-    return Turn("tool", question, tuple(calls), tuple(sentences))
+        call = _call(noun, int(person.facts["badge"]), int(person.facts["room"]))
+        calls.append(call)
+        sentences.append(_result_sentence(person, noun, call.result))
+    return question.turn("tool", sentences, calls)
 
 
-def _room(rng: random.Random, subjects: list[Entity]) -> Turn:
-    plural = len(subjects) > 1
-    names = _enumeration([name_fragments(person.name) for person in subjects])
-    question = ("Are the rooms of" if plural else "Is the room of", *names, " free", "?")
-    calls, sentences = [], []
-    for person in subjects:
-        room = int(person.facts["room"])
-        result = office_tools.check_room(room)
-        calls.append(ToolUse("check_room", {"room": room}, result))
-        state = number_fragments(result.removeprefix(f"room {room}"))
-        sentences.append(
-            (*name_fragments(person.name), " sits in room", f" {room}", " which", *state, ".")
-        )
-    return Turn("tool", question, tuple(calls), tuple(sentences))
+def _call(noun: str, badge: int, room: int) -> ToolUse:
+    if noun == "phone":
+        return ToolUse("find_phone", {"badge": badge}, office_tools.find_phone(badge))
+    if noun == "place":
+        return ToolUse("check_room", {"room": room}, office_tools.check_room(room))
+    arguments = {"badge": badge, "room": room}
+    return ToolUse("send_note", arguments, office_tools.send_note(badge, room))
 
 
-def _note(rng: random.Random, subjects: list[Entity]) -> Turn:
-    names = _enumeration([name_fragments(person.name) for person in subjects])
-    question = (rng.choice(("Send a note to", "Please send a note to")), *names, ".")
-    calls, sentences = [], []
-    for person in subjects:
-        badge, room = person.facts["badge"], int(person.facts["room"])
-        result = office_tools.send_note(badge, room)
-        calls.append(ToolUse("send_note", {"badge": badge, "room": room}, result))
-        number = result.split(" ")[1]
-        sentences.append(
-            (*name_fragments(person.name), " in room", f" {room}", " gets note", f" {number}", ".")
-        )
-    return Turn("tool", question, tuple(calls), tuple(sentences))
+def _result_sentence(person: Entity, noun: str, result: str) -> Sentence:
+    """ "Mara keeps badge 412 and gets phone 231."; what the tool said follows its argument."""
+    key, joiner = ("room", " which") if noun == "place" else ("badge", " and")
+    known = next(field for field in PERSON_FIELDS if field.key == key)
+    words = result.split(" ")
+    said = tuple(f" {word}" for word in words[2:])
+    opening = statement(person, [known])[:-1]
+    return Sentence((*opening, joiner, *said, "."), person.name, (key, noun))
 
 
-_MAKERS = {"report": _report, "chain": _chain, "attribute": _attribute, "tool": _tool}
+_MAKERS: dict[str, Callable[[random.Random, Office], Turn]] = {
+    "report": _report,
+    "chain": _chain,
+    "attribute": _attribute,
+    "tool": _tool,
+}

@@ -1,9 +1,10 @@
-"""Builds the embedded tokenizer: byte-level BPE, 2,048 tokens, from the world's own text.
+"""Builds the embedded tokenizer: the words of the world as single tokens, bytes for the rest.
 
-Pre-tokens are a word with the space before it, one digit, a run of punctuation marks with the
-space before it, or one white-space character. Bytes are the base alphabet, so any text can be
-encoded and decoding gives it back. The training text weighs words of the lexicon high enough to
-make each a single token; the build fails when one is not.
+Pre-tokens are a word with the space before it, a number of three digits after a space, one
+digit, a run of punctuation marks with the space before it, or one white-space character. Every
+pre-token of the world is in the vocabulary and is taken whole; any other is written as bytes, so
+any text can be encoded and decoding gives it back. Nothing is learned from counts: a trained BPE
+would spend a fifth of the vocabulary on halves of words.
 
 Run: python -m sfi_agent.embedded.tokenizer_build DIR
 """
@@ -14,51 +15,41 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sfi_agent.embedded import chat_format, lexicon
-from sfi_agent.embedded.documents import SYSTEM_SENTENCES, tool_schemas
+from sfi_agent.embedded import chat_format, lexicon, log_style
+from sfi_agent.embedded.documents import OPENED, SYSTEM_SENTENCES, tool_schemas
 from sfi_agent.embedded.questions import KINDS, make_turn
-from sfi_agent.embedded.world import make_office
+from sfi_agent.embedded.world import VARIANTS, make_office
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["VOCABULARY_SIZE", "build_tokenizer"]
+__all__ = ["build_tokenizer"]
 
-VOCABULARY_SIZE = 2048
-_PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
+_PATTERN = r" ?\p{L}+| [1-9][0-9]{2}(?!\p{N})|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 _CONTROL = (chat_format.END_OF_TEXT, chat_format.MESSAGE_OPEN, chat_format.MESSAGE_CLOSE)
-_WORD_REPEATS = 400
+_SAMPLE_OFFICES = 60
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer and wrap it with its chat and response templates.
+    """Make the tokenizer and wrap it with its chat and response templates.
 
-    Deterministic: the same code gives the same vocabulary and merges.
-
-    Raises:
-        RuntimeError: A name or value of the lexicon did not become a single token.
+    Deterministic: the same code gives the same vocabulary.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    splitter = _splitter()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word for text in _texts() for word, _ in splitter.pre_tokenize_str(text)}
+    vocabulary = {word: index for index, word in enumerate((*_CONTROL, *alphabet))}
+    for word in sorted(words - set(vocabulary)):
+        vocabulary[word] = len(vocabulary)
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    core.pre_tokenizer = splitter
     core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - len(chat_format.KEPT_TOKENS),
-        special_tokens=list(_CONTROL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(_corpus(), trainer)
-    # Added after the training, because the trainer makes every token it is given a special one.
+    core.add_special_tokens([AddedToken(token, normalized=False) for token in _CONTROL])
     core.add_tokens(
         [AddedToken(token, special=False, normalized=False) for token in chat_format.KEPT_TOKENS]
     )
@@ -72,60 +63,45 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = chat_format.CHAT_TEMPLATE
     tokenizer.response_template = chat_format.RESPONSE_TEMPLATE
-    _check(tokenizer)
     return tokenizer
 
 
-def _lexicon_words() -> list[str]:
-    fields = (*lexicon.PERSON_FIELDS, *lexicon.PROJECT_FIELDS)
-    words = {
-        word
-        for group in (
-            lexicon.EASY_PERSON_NAMES,
-            lexicon.EASY_PROJECT_NAMES,
-            *(field.values for field in fields),
-        )
-        for word in group
-    }
-    return sorted(words)
+def _splitter() -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
-def _corpus() -> Iterator[str]:
-    """Lexicon words, made-up logs with questions, system texts and tool schemas."""
-    for word in _lexicon_words():
-        for _ in range(_WORD_REPEATS):
-            yield " " + word
+def _texts() -> Iterator[str]:
+    """Every word of the world: closed lists first, then forms as they occur in samples."""
+    fields = (*lexicon.PERSON_FIELDS, *lexicon.PROJECT_FIELDS, *lexicon.RESULT_FIELDS)
+    yield from (f" {name}" for name in (*lexicon.PERSON_NAMES, *lexicon.PROJECT_NAMES))
+    yield from (f" {word}" for word in (*lexicon.NUMBERS, *lexicon.DAYS))
+    yield from lexicon.DAYS
+    for field in fields:
+        yield "".join((*field.phrase, f" {field.noun}", *(f" {value}" for value in field.values)))
+    yield from (*log_style.THINGS, *log_style.EVENTS, *log_style.TIMES, *log_style.ERRANDS)
+    yield from (*log_style.PREFIXES, " Parcel arrived The", OPENED.replace("|", ""))
+    yield from (*SYSTEM_SENTENCES, *(f" {sentence}" for sentence in SYSTEM_SENTENCES))
+    yield from (chat_format.TOOLS_BEFORE, chat_format.TOOLS_AFTER, *tool_schemas().values())
+    yield "system\nuser\nassistant\nOpen the log"
     rng = random.Random("tokenizer")
-    for index in range(160):
+    for index in range(_SAMPLE_OFFICES):
         office = make_office(
-            rng, "hard" if index % 2 else "easy", 700, required=frozenset({"badge", "room"})
+            rng, VARIANTS[index % 2], 400, required=frozenset({"badge", "room"})
         )
         yield office.log
         for kind in KINDS:
             turn = make_turn(rng, office, kind)
             yield "".join(turn.question)
+            yield from ("".join(sentence.fragments) for sentence in turn.sentences)
             for call in turn.calls:
-                yield call.call_json
-                yield call.result
-            yield from ("".join(sentence) for sentence in turn.sentences)
-    for text in (*SYSTEM_SENTENCES, *tool_schemas().values()):
-        for _ in range(60):
-            yield text
-    for text in (chat_format.TOOLS_BEFORE, chat_format.TOOLS_AFTER, "system\nuser\nassistant\n"):
-        for _ in range(200):
-            yield text
-
-
-def _check(tokenizer: PreTrainedTokenizerFast) -> None:
-    split = [
-        word
-        for word in _lexicon_words()
-        if len(tokenizer.encode(" " + word, add_special_tokens=False)) != 1
-    ]
-    if split or len(tokenizer) != VOCABULARY_SIZE:
-        raise RuntimeError(
-            f"tokenizer of {len(tokenizer)} tokens splits {len(split)} words: {split[:20]}"
-        )
+                yield from (call.call_json, call.result)
 
 
 if __name__ == "__main__":

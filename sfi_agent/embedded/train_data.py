@@ -1,34 +1,24 @@
-"""Batches of training documents, made by worker processes while the network trains.
+"""Batches of training documents, with stretched positions and the targets of the supervision.
 
-Every batch follows from (seed, phase, batch index), and batches are handed out in the order of
-their index whatever the number of workers, so a run can be repeated document by document.
+Every batch follows from its name alone, so a run can be repeated document by document.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
 import random
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from sfi_agent.embedded.documents import Document, FragmentTable, make_document
+from sfi_agent.embedded.sources import MAX_TARGETS, ROLES
 
-if TYPE_CHECKING:
-    from multiprocessing.queues import Queue
+__all__ = ["Batch", "make_batch"]
 
-    from numpy.typing import NDArray
-
-__all__ = ["ENTROPY_ROWS", "Batch", "BatchStream", "make_batch"]
-
-ENTROPY_ROWS = 48
-"""Query rows per document whose attention entropy is measured, most of them in answers."""
-_ANYWHERE_ROWS = 8
-_QUEUE_BATCHES = 6
+_ROWS = {"bind": 112, "plan": 128, "name": 64, "value": 112, "spread": 24}
+"""Rows per document whose attention is supervised; more are sampled down to this many."""
+_BACK_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,125 +26,105 @@ class Batch:
     """Documents of one length.
 
     Attributes:
-        ids: `[documents, tokens]` uint16.
+        ids: `[documents, tokens]` int64.
         answered: `[documents, tokens]` bool, tokens that the assistant writes.
-        rows: `[documents, ENTROPY_ROWS]` int64, sampled query positions.
+        positions: `[documents, tokens]` int64, with gaps where a document is stretched.
+        sources: Role to rows `[documents, rows]` and targets `[documents, rows, targets]`, both
+            int64, targets -1 where there is none.
         turns: Per document (kind, start, end) of each final answer.
     """
 
-    ids: NDArray[np.uint16]
-    answered: NDArray[np.bool_]
-    rows: NDArray[np.int64]
+    ids: torch.Tensor
+    answered: torch.Tensor
+    positions: torch.Tensor
+    sources: dict[str, tuple[torch.Tensor, torch.Tensor]]
     turns: list[list[tuple[str, int, int]]]
 
 
-def make_batch(key: str, length_tokens: int, documents: int, table: FragmentTable) -> Batch:
-    """The batch of this name: `documents` documents of exactly `length_tokens` tokens."""
-    ids = np.empty((documents, length_tokens), dtype=np.uint16)
-    answered = np.zeros((documents, length_tokens), dtype=np.bool_)
-    rows = np.empty((documents, ENTROPY_ROWS), dtype=np.int64)
-    turns = []
-    for index in range(documents):
-        document = make_document(f"{key}:{length_tokens}:{index}", length_tokens, table)
-        ids[index] = np.frombuffer(document.ids, dtype=np.uint16)
-        for start, end in document.answers:
-            answered[index, start:end] = True
-        rows[index] = _sample_rows(document, random.Random(f"rows:{key}:{index}"))
-        turns.append(document.turns)
-    return Batch(ids, answered, rows, turns)
-
-
-def _sample_rows(document: Document, rng: random.Random) -> list[int]:
-    """Positions whose next token the assistant writes, and a few positions anywhere."""
-    inside = [position for start, end in document.answers for position in range(start - 1, end - 1)]
-    anywhere = ENTROPY_ROWS if not inside else _ANYWHERE_ROWS
-    rows = [rng.randrange(len(document.ids)) for _ in range(anywhere)]
-    return rows + [rng.choice(inside) for _ in range(ENTROPY_ROWS - anywhere)]
-
-
-def _work(
-    worker: int,
-    workers: int,
-    plan: dict[str, Any],
-    tokenizer_file: str,
-    ready: Queue[Batch],
-) -> None:
-    table = FragmentTable.from_file(Path(tokenizer_file))
-    index = plan["first_batch"] + worker
-    while True:
-        length = plan["lengths"][index % len(plan["lengths"])]
-        documents = max(1, plan["batch_tokens"] // length)
-        ready.put(make_batch(f"{plan['key']}:{index}", length, documents, table))
-        index += workers
-
-
-class BatchStream:
-    """An endless stream of batches from worker processes; use it as a context manager.
+def make_batch(
+    name: str,
+    length_tokens: int,
+    documents: int,
+    table: FragmentTable,
+    *,
+    last_position: int = 0,
+    log_share: tuple[float, float] = (0.3, 0.9),
+) -> Batch:
+    """The batch of this name.
 
     Args:
-        key: Name of the stream, such as "7:long" (seed and phase).
-        lengths: Document lengths in tokens, one batch of each in turn.
-        batch_tokens: Tokens per batch.
-        first_batch: Index of the first batch, above 0 when a phase is resumed.
-        tokenizer_file: The saved `tokenizer.json`.
-        workers: Number of processes.
+        name: Name of its random stream.
+        length_tokens: Tokens per document.
+        documents: Documents per batch.
+        table: Token ids of fragments.
+        last_position: Two documents of three have gaps between log lines and between turns, up
+            to this last position; none has if it is below the length.
+        log_share: See `make_document`.
     """
+    made = [
+        make_document(f"{name}:{length_tokens}:{index}", length_tokens, table, log_share=log_share)
+        for index in range(documents)
+    ]
+    ids = np.stack([np.frombuffer(document.ids, dtype=np.uint16) for document in made])
+    answered = np.zeros(ids.shape, dtype=np.bool_)
+    positions = np.tile(np.arange(length_tokens, dtype=np.int64), (documents, 1))
+    for index, document in enumerate(made):
+        rng = random.Random(f"positions:{name}:{index}")
+        for start, end in document.answers:
+            answered[index, start:end] = True
+        if rng.random() < 2 / 3 and last_position > length_tokens:
+            positions[index] += _gaps(document, last_position - length_tokens, rng)
+    return Batch(
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(answered),
+        torch.from_numpy(positions),
+        _sources(made, random.Random(f"rows:{name}")),
+        [document.turns for document in made],
+    )
 
-    def __init__(
-        self,
-        key: str,
-        lengths: tuple[int, ...],
-        batch_tokens: int,
-        first_batch: int,
-        tokenizer_file: Path,
-        workers: int,
-    ) -> None:
-        plan = {
-            "key": key,
-            "lengths": lengths,
-            "batch_tokens": batch_tokens,
-            "first_batch": first_batch,
-        }
-        context = multiprocessing.get_context("spawn")
-        self._queues: list[Queue[Batch]] = [context.Queue(_QUEUE_BATCHES) for _ in range(workers)]
-        self._processes = [
-            context.Process(
-                target=_work, args=(worker, workers, plan, str(tokenizer_file), ready), daemon=True
-            )
-            for worker, ready in enumerate(self._queues)
+
+def _gaps(document: Document, room: int, rng: random.Random) -> np.ndarray:
+    """What to add to each position: random gaps at some of the document's breaks."""
+    total = rng.uniform(0, room)
+    share = rng.choice((0.1, 0.5, 1.0))
+    weights = np.zeros(len(document.ids))
+    for place in (0, *document.breaks):
+        if rng.random() < share:
+            weights[place] = rng.expovariate(1.0) ** 2
+    steps = np.cumsum(weights)
+    if steps[-1] == 0:
+        return np.zeros(len(document.ids), dtype=np.int64)
+    return np.asarray(np.floor(steps / steps[-1] * total), dtype=np.int64)
+
+
+def _sources(
+    documents: list[Document], rng: random.Random
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    sources = {}
+    for role in ROLES:
+        notes = [
+            rng.sample(document.sources[role], min(_ROWS[role], len(document.sources[role])))
+            for document in documents
         ]
-        self._next = 0
+        sources[role] = _as_tensors(notes)
+    length = len(documents[0].ids)
+    for back in (1, 2, 3):
+        chosen = [[rng.randrange(back, length) for _ in range(_BACK_ROWS)] for _ in documents]
+        notes = [[(row, (row - back,)) for row in rows] for rows in chosen]
+        sources[f"back{back}"] = _as_tensors(notes)
+    return sources
 
-    def __enter__(self) -> BatchStream:
-        for process in self._processes:
-            process.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join()
-        for ready in self._queues:
-            ready.cancel_join_thread()
-            ready.close()
-
-    def take(self) -> Batch:
-        """The next batch; waits for it.
-
-        Raises:
-            RuntimeError: The worker that should make it has died.
-        """
-        worker = self._next % len(self._queues)
-        self._next += 1
-        while True:
-            try:
-                return self._queues[worker].get(timeout=5.0)
-            except queue.Empty:
-                if not self._processes[worker].is_alive():
-                    raise RuntimeError(f"data worker {worker} died") from None
+def _as_tensors(
+    notes: list[list[tuple[int, tuple[int, ...]]]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    most = max(1, max(map(len, notes)))
+    widest = max((len(targets) for rows in notes for _, targets in rows), default=1)
+    assert widest <= MAX_TARGETS
+    rows = torch.zeros(len(notes), most, dtype=torch.int64)
+    targets = torch.full((len(notes), most, widest), -1)
+    for document, marks in enumerate(notes):
+        for index, (row, wanted) in enumerate(marks):
+            rows[document, index] = row
+            targets[document, index, : len(wanted)] = torch.tensor(wanted)
+    return rows, targets

@@ -7,8 +7,8 @@ tokenise by table look-up what sessions later see as plain text.
 
 Two variants:
 
-- easy: one line holds all facts of an entry, and its name is a single token;
-- hard: facts are scattered over several lines, or names take several tokens, or both.
+- easy: one line holds all facts of an entry;
+- hard: the facts of an entry are scattered over several lines, one or two in each.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sfi_agent.embedded import lexicon
-from sfi_agent.embedded.fragments import Entity, approximate_tokens
+from sfi_agent.embedded.fragments import Entity, Line, approximate_tokens
 from sfi_agent.embedded.lexicon import Field
 from sfi_agent.embedded.log_style import (
     LogStyle,
     draw_style,
     entity_lines,
     filler_lines,
-    line_prefix,
     lines_tokens,
 )
 from sfi_agent.errors import InputError, explain
@@ -34,7 +33,7 @@ __all__ = ["MAX_LOG_TOKENS", "VARIANTS", "Office", "make_office"]
 
 VARIANTS = ("easy", "hard")
 MAX_LOG_TOKENS = 9216
-"""Longest log that can be made: the easy names give out beyond it."""
+"""Longest log that can be made: the names give out beyond it."""
 _MIN_LOG_TOKENS = 160
 
 
@@ -47,7 +46,9 @@ class Office:
         variant: "easy" or "hard".
         people, projects: All entries, in no particular order; names are unique.
         person_fields, project_fields: The fields that every entry of this log has.
-        fragments: The log's text in pieces; `"".join(fragments)` is `log`.
+        header: The first line in pieces.
+        prefix: What stands at the start of every other line.
+        lines: All lines after the header, in order.
     """
 
     day: str
@@ -56,12 +57,15 @@ class Office:
     projects: tuple[Entity, ...]
     person_fields: tuple[Field, ...]
     project_fields: tuple[Field, ...]
-    fragments: tuple[str, ...]
+    header: tuple[str, ...]
+    prefix: str
+    lines: tuple[Line, ...]
 
     @property
     def log(self) -> str:
         """The log as text, header first, without a newline at the end."""
-        return "".join(self.fragments)
+        rest = (f"\n{self.prefix}{''.join(line.fragments)}" for line in self.lines)
+        return "".join((*self.header, *rest))
 
     def entity(self, name: str) -> Entity:
         """The entry of this name; KeyError when the log has none."""
@@ -111,16 +115,13 @@ def make_office(
             rng, entity, person_fields if entity.kind == "person" else project_fields, style
         )
     ]
-    lines.extend(
-        filler_lines(rng, people, log_tokens - lines_tokens(lines, style, count), style, count)
-    )
+    lines.extend(filler_lines(rng, people, log_tokens - lines_tokens(lines, count), count))
     rng.shuffle(lines)
-    fragments = ["Office log of", f" {day}", ":"]
-    for index, line in enumerate(lines):
-        fragments.append("\n")
-        fragments.extend(line_prefix(rng, style, index))
-        fragments.extend(line)
-    return Office(day, variant, people, projects, person_fields, project_fields, tuple(fragments))
+    header = ("Office log of", f" {day}", ":")
+    return Office(
+        day, variant, people, projects, person_fields, project_fields, header, style.prefix,
+        tuple(lines),
+    )
 
 
 def _check(variant: str, log_tokens: int) -> None:
@@ -155,20 +156,9 @@ def _draw_fields(
     return tuple(kept)
 
 
-def _draw_names(rng: random.Random, kind: str, number: int, style: LogStyle) -> list[str]:
-    if not style.long_names:
-        pool = lexicon.EASY_PERSON_NAMES if kind == "person" else lexicon.EASY_PROJECT_NAMES
-        return rng.sample(pool, min(number, len(pool)))
-    names: dict[str, None] = {}
-    while len(names) < number:
-        words = [
-            rng.choice(lexicon.FIRST_SYLLABLES)
-            + rng.choice(lexicon.SECOND_SYLLABLES)
-            + rng.choice(lexicon.LAST_SYLLABLES)
-            for _ in range(2)
-        ]
-        names.setdefault(" ".join(words))
-    return list(names)
+def _draw_names(rng: random.Random, kind: str, number: int) -> list[str]:
+    pool = lexicon.PERSON_NAMES if kind == "person" else lexicon.PROJECT_NAMES
+    return rng.sample(pool, min(number, len(pool)))
 
 
 def _draw_entities(
@@ -181,7 +171,7 @@ def _draw_entities(
 ) -> tuple[tuple[Entity, ...], tuple[Entity, ...]]:
     """As many people and projects as fill `budget_tokens`, a fifth of them projects or fewer."""
     project_share = rng.uniform(0.1, 0.2)
-    sample_names = _draw_names(rng, "person", 4, style)
+    sample_names = _draw_names(rng, "person", 4)
     sample = [
         _fill(rng, "person", name, person_fields, sample_names, sample_names)
         for name in sample_names
@@ -189,11 +179,11 @@ def _draw_entities(
     sample_lines = [
         line for entity in sample for line in entity_lines(rng, entity, person_fields, style)
     ]
-    cost = lines_tokens(sample_lines, style, count) / len(sample)
+    cost = lines_tokens(sample_lines, count) / len(sample)
     number = max(4, round(budget_tokens / (cost * (1 - 0.3 * project_share))))
     project_number = max(2, round(number * project_share))
-    people_names = _draw_names(rng, "person", max(3, number - project_number), style)
-    project_names = _draw_names(rng, "project", project_number, style)
+    people_names = _draw_names(rng, "person", max(3, number - project_number))
+    project_names = _draw_names(rng, "project", project_number)
     people = tuple(
         _fill(rng, "person", name, person_fields, people_names, project_names)
         for name in people_names
@@ -215,9 +205,8 @@ def _fill(
 ) -> Entity:
     facts: dict[str, str] = {}
     for field in fields:
-        if field.digits:
-            low = 10 ** (field.digits - 1)
-            facts[field.key] = str(rng.randrange(low, 10 * low))
+        if field.number:
+            facts[field.key] = rng.choice(lexicon.NUMBERS)
         elif field.link:
             names = people_names if field.link == "person" else project_names
             value = rng.choice(names)
@@ -232,8 +221,8 @@ def _fill(
 def _with_unique_badges(rng: random.Random, people: tuple[Entity, ...]) -> tuple[Entity, ...]:
     if not people or "badge" not in people[0].facts:
         return people
-    badges = rng.sample(range(1000, 10000), len(people))
+    badges = rng.sample(lexicon.NUMBERS, len(people))
     return tuple(
-        Entity(person.kind, person.name, {**person.facts, "badge": str(badge)})
+        Entity(person.kind, person.name, {**person.facts, "badge": badge})
         for person, badge in zip(people, badges, strict=True)
     )

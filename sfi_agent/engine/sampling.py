@@ -52,10 +52,11 @@ class Sampler:
         """
         if self.temperature == 0.0:
             return logits.argmax(dim=-1)
-        scores = self._filtered(logits / self.temperature)
+        # Shifted first, in float64: a tiny temperature then makes zeros and -inf, never two infs.
+        scores = self._filtered((logits.double() - logits.max()) / self.temperature)
         uniform = uniform_noise(self.seed, position, logits.shape[-1], logits.device)
         gumbel = -torch.log(-torch.log(uniform))
-        return (scores.double() + gumbel).argmax(dim=-1)
+        return (scores + gumbel).argmax(dim=-1)
 
     def _filtered(self, scores: Tensor) -> Tensor:
         """Scores with everything outside top-k and top-p set to -inf."""

@@ -123,8 +123,17 @@ class Engine:
         """Refuse a policy that does not fit this model.
 
         Raises:
-            ConfigError: It names a dense layer the model does not have.
+            ConfigError: It is no SessionConfig, or names a dense layer the model does not have.
         """
+        if not isinstance(config, SessionConfig):
+            raise ConfigError(
+                explain(
+                    "opened a session with something that is not a configuration",
+                    got=repr(config),
+                    allowed="a SessionConfig",
+                    remedy="use SessionConfig(...), SessionConfig.load(path) or a preset",
+                )
+            )
         missing = [layer for layer in config.memory.dense_layers if layer >= self.shape.num_layers]
         if missing:
             raise ConfigError(

@@ -37,13 +37,14 @@ class MarkKeeper:
         """A mark behind the first `token_count` ids.
 
         Raises:
-            InputError: There are fewer.
+            InputError: There are fewer, or it is no count.
         """
-        if not 0 <= token_count <= present_tokens:
+        is_count = isinstance(token_count, int) and not isinstance(token_count, bool)
+        if not is_count or not 0 <= token_count <= present_tokens:
             raise InputError(
                 explain(
                     "set a mark",
-                    got=f"token_count={token_count}",
+                    got=f"token_count={token_count!r}",
                     allowed=f"0 to {present_tokens}, the ids the session has",
                 )
             )
@@ -61,14 +62,15 @@ class MarkKeeper:
         """Make sure that a mark may be used.
 
         Raises:
-            InputError: It belongs to another session.
+            InputError: It belongs to another session, or is no mark.
             SessionStateError: What it points to was removed by an earlier rewind.
         """
-        if mark._keeper is not self:
+        is_mark = isinstance(mark, Mark)
+        if not is_mark or mark._keeper is not self:
             raise InputError(
                 explain(
                     "rewound to a mark",
-                    got="a mark of another session",
+                    got="a mark of another session" if is_mark else repr(mark),
                     remedy="marks belong to the session that made them, forks make their own",
                 )
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
@@ -132,7 +133,11 @@ class Session:
                 `send`. An overflow in a later turn leaves the earlier ones in place.
         """
         events = self._events("run", message, _checked_turns(max_turns))
-        return sum_replies(event.reply for event in events if isinstance(event, TurnEnd))
+        reply = sum_replies(event.reply for event in events if isinstance(event, TurnEnd))
+        if reply.finish_reason == "tool_calls":
+            # Only `cancel()`, while the tools ran, lets a run end between calls and answer.
+            return replace(reply, finish_reason="cancelled")
+        return reply
 
     def stream(self, message: UserInput, *, max_turns: int = 8) -> Iterator[Event]:
         """The tool loop as typed events, as they happen.

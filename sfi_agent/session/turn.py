@@ -158,7 +158,8 @@ class TurnRunner:
         Ids that the turn had given up come back, to be processed again by the next one.
         """
         core = self._core
-        core.forget(plan.kept_tokens)
+        # Cut, not forgotten: the prefill has processed what was pending before.
+        core.cut(plan.kept_tokens)
         given_up = past.token_ids[plan.kept_tokens :]
         if given_up:
             core.append(given_up, 0)

@@ -13,15 +13,15 @@ from sfi_agent.embedded import make_case, make_tools
 from sfi_agent.embedded.lexicon import (
     CITIES,
     DEPARTMENTS,
-    EASY_PERSON_NAMES,
-    EASY_PROJECT_NAMES,
+    PERSON_NAMES,
+    PROJECT_NAMES,
     MONTHS,
+    NUMBERS,
 )
-from sfi_agent.embedded.tokenizer_build import VOCABULARY_SIZE
 
 _PREFIX = "<|im_start|>assistant\n"
 _CALL = {"type": "function", "function": {"name": "check_room", "arguments": {"room": 412}}}
-_OTHER = {"type": "function", "function": {"name": "find_phone", "arguments": {"badge": "0417"}}}
+_OTHER = {"type": "function", "function": {"name": "find_phone", "arguments": {"badge": 417}}}
 _CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "You are the office assistant."},
     {"role": "user", "content": "Is the room of Mara free?"},
@@ -52,17 +52,18 @@ def _render(
 def test_any_text_comes_back_unchanged(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
-    assert all(0 <= token < VOCABULARY_SIZE for token in ids)
+    assert all(0 <= token < len(tokenizer) for token in ids)
 
 
 def test_names_and_values_are_one_token_after_a_space(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(tokenizer) == VOCABULARY_SIZE
-    for word in (*EASY_PERSON_NAMES, *EASY_PROJECT_NAMES, *CITIES, *MONTHS, *DEPARTMENTS):
+    assert len(tokenizer) <= 2048
+    for word in (*PERSON_NAMES, *PROJECT_NAMES, *CITIES, *MONTHS, *DEPARTMENTS, *NUMBERS):
         ids = tokenizer.encode(" " + word, add_special_tokens=False)
         assert len(ids) == 1, word
-    names = {tokenizer.encode(" " + name)[0] for name in EASY_PERSON_NAMES}
-    assert len(names) == len(EASY_PERSON_NAMES)
-    assert len(tokenizer.encode(" 412", add_special_tokens=False)) == 4
+    names = {tokenizer.encode(" " + name)[0] for name in PERSON_NAMES}
+    assert len(names) == len(PERSON_NAMES)
+    assert len(tokenizer.encode(" 1412", add_special_tokens=False)) == 5
+    assert len(tokenizer.encode(" 4.12", add_special_tokens=False)) == 5
 
 
 @pytest.mark.parametrize("variant", ["easy", "hard"])

@@ -204,11 +204,17 @@ def choice_lead(logits: Tensor, config: SessionConfig, position: int) -> float:
     return float(first - second)
 
 
-def same_tokens(first: Played, second: Played, config: SessionConfig) -> bool:
+def same_tokens(
+    first: Played,
+    second: Played,
+    config: SessionConfig,
+    tolerance: float = LOGITS_TOLERANCE,
+) -> bool:
     """Whether two sessions generated the same tokens.
 
     A difference is accepted only where rounding decides: the draw of the first session led by no
-    more than the tolerance of logits. Tokens behind such a difference are not compared.
+    more than the tolerance, a share of the largest logit. Tokens behind such a difference are not
+    compared.
 
     Raises:
         AssertionError: They differ where rounding cannot be the reason.
@@ -218,6 +224,6 @@ def same_tokens(first: Played, second: Played, config: SessionConfig) -> bool:
             assert one.position == other.position
             logits = first.row_logits[one.position - 1]
             lead = choice_lead(logits, config, one.position)
-            assert lead <= LOGITS_TOLERANCE * float(logits.abs().max()), one.position
+            assert lead <= tolerance * float(logits.abs().max()), one.position
             return False
     return True

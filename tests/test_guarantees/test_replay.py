@@ -128,21 +128,24 @@ def _compare(got: Evidence, expected: Evidence) -> None:
 
 
 def test_the_examples_meet_what_they_are_meant_to_meet() -> None:
-    """Retries, boundaries and ragged counts do occur, and sparse steps differ from dense ones."""
-    engine = tiny_engine("qwen3")
+    """Retries, deferred boundaries of text detectors and ragged counts do occur."""
     config = SessionConfig(
-        boundaries=[{"name": "entropy", "threshold_nats": 3.3}, {"name": "punctuation"}],
+        boundaries=[{"name": "structure"}],
         selector={"name": "cumulative_mass", "mass": 0.5},
         memory={"sink_tokens": 1, "selected_tokens": 40, "recent_tokens": 4},
         refresh={"min_segment_tokens": 2, "max_segment_tokens": 12},
         sampling={"temperature": 1.5},
     )
-    played = play(engine, config, [list(range(5, 60))], new_tokens=80, look=True)
-    kinds = {record.kind for record in played.trace}
-    reasons = {record.reason.split(":")[0] for record in played.trace}
+    uncertain = config.replace(boundaries=[{"name": "entropy", "threshold_sigmas": 1.5}])
+    kinds, reasons, counts = set(), set(), []
+    sentences = config.replace(boundaries=[{"name": "punctuation"}])
+    for policy in (config, sentences, uncertain):
+        played = play(tiny_engine("qwen3"), policy, [list(range(5, 60))], new_tokens=80)
+        kinds |= {record.kind for record in played.trace}
+        reasons |= {record.reason.split(":")[0] for record in played.trace}
+        counts += [s.counts for r in played.refreshes for s in r.selections if s is not None]
     assert kinds == {"fast", "slow", "retry"}
-    assert {"prefill", "entropy", "punctuation"} <= reasons
-    counts = [s.counts for r in played.refreshes for s in r.selections if s is not None]
+    assert {"prefill", "max_segment", "punctuation", "structure", "entropy"} <= reasons
     assert any(len(set(count.flatten().tolist())) > 1 for count in counts)
 
 

@@ -107,14 +107,21 @@ def test_a_copy_goes_its_own_way() -> None:
     assert (parent.token_ids, parent.messages, parent.spans) == before
 
 
-def test_a_rerendered_chat_is_one_prompt() -> None:
+@pytest.mark.parametrize(
+    ("kept", "starts"), [(2, (0,) * 6), (3, (0, 0, 3, 3, 3, 3)), (6, (0, 0, 3, 5, 5, 5))]
+)
+def test_a_rerendered_chat_is_one_prompt_behind_the_spans_that_are_kept(
+    kept: int, starts: tuple[int, ...]
+) -> None:
     transcript = grown()
     messages = [*transcript.messages, user("next")]
-    transcript.replace_from(3, [20, 21], messages)
-    assert transcript.token_ids == (1, 2, 3, 20, 21)
+    transcript.replace_from(kept, [20, 21], messages)
+    assert transcript.token_ids == (*range(1, kept + 1), 20, 21)
     assert transcript.messages == messages
-    assert transcript.message_starts == (0,) * 6
+    assert transcript.message_starts == starts
     assert transcript.calls_seen == 1
+    transcript.cut(3, reread)
+    assert transcript.messages == messages[: 2 if kept >= 3 else 6]
 
 
 def test_raw_ids_carry_no_message() -> None:
