@@ -121,8 +121,8 @@ class ReferenceRun:
 
     Attributes:
         logits: `[tokens, vocabulary]` float32, row i after token i.
-        queries: Per layer `[query_heads, tokens, dim]`, post-RoPE.
-        keys: Per layer `[kv_heads, tokens, dim]`, post-RoPE.
+        queries: Per layer `[query_heads, tokens, dim]`, post-RoPE, on the CPU.
+        keys: Per layer `[kv_heads, tokens, dim]`, post-RoPE, on the CPU.
         scales: Per layer the factor of the attention logits.
     """
 
@@ -154,8 +154,8 @@ def _reference_attention(
     """Softmax attention by the book, in float32, under the mask of the layer."""
     group = query.shape[1] // key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    reference.run.queries.append(query[0])
-    reference.run.keys.append(key[0])
+    reference.run.queries.append(query[0].cpu())
+    reference.run.keys.append(key[0].cpu())
     reference.run.scales.append(scale)
     visible = reference.masks[module.layer_idx].to(query.device).repeat_interleave(group, 0)
     keys = key[0].float().repeat_interleave(group, 0)

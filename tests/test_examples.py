@@ -59,7 +59,9 @@ COST = r"\[([\d,]+) tokens cached, ([\d,]+) prefilled; (\d+) fast, (\d+) slow, (
 
 def table_rows(text: str) -> list[str]:
     """The lines of 03_long_horizon.py that are about a turn."""
-    return [line for line in text.splitlines() if re.match(r" *\d+ (?:chain|attribute|report) ", line)]
+    return [
+        line for line in text.splitlines() if re.match(r" *\d+ (?:chain|attribute|report) ", line)
+    ]
 
 
 def test_these_are_the_programs_that_the_page_lists() -> None:

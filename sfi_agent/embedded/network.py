@@ -37,6 +37,7 @@ ROPE_THETA = 1e9
 match names and fields at any distance."""
 MAX_POSITIONS = 16_384
 _WRITTEN_OUT_TOKENS = 1024
+_EMBEDDING_GAIN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +49,23 @@ class Supervised:
         heads: Query heads, each trained to do the same.
         together: Whether the mass on all targets counts (the model may choose), or each target
             is to get an equal share.
+        tells: Whether what the heads write must also tell which token the target is.
     """
 
     layer: int
     heads: tuple[int, ...]
     together: bool = True
+    tells: bool = False
 
 
 SUPERVISION: dict[str, Supervised] = {
     "back1": Supervised(0, (0,)),
     "back2": Supervised(0, (1,)),
     "back3": Supervised(0, (2,)),
-    "bind": Supervised(1, (0, 1)),
+    "bind": Supervised(1, (0, 1), tells=True),
     "plan": Supervised(2, (0, 1)),
-    "name": Supervised(2, (2, 3)),
-    "value": Supervised(3, (0, 1, 2, 3)),
+    "name": Supervised(2, (2, 3), tells=True),
+    "value": Supervised(3, (0, 1, 2, 3), tells=True),
     "spread": Supervised(3, (0, 1, 2, 3), together=False),
 }
 
@@ -93,10 +96,32 @@ def build_network(vocabulary_size: int, seed: int, **changes: Any) -> Qwen3ForCa
     torch.manual_seed(seed)
     network = Qwen3ForCausalLM(Qwen3Config(**{**settings, **changes}))
     with torch.no_grad():
-        for layer in network.model.layers:
-            layer.self_attn.q_norm.weight.fill_(QK_NORM_INIT)
-            layer.self_attn.k_norm.weight.fill_(QK_NORM_INIT)
+        _initialise(network)
     return network
+
+
+def _initialise(network: Any) -> None:
+    """Start values that make copying and matching the first things the network does.
+
+    Wide embeddings keep a token's identity visible next to what attention adds. In all but
+    the first layer the output projection starts as the transpose of the value projection: what a head
+    attends to is written out as it is. In the last layer queries start equal to keys: a row
+    attends to what carries the same name. Learned from random values, each of these is a plateau
+    of a million tokens.
+    """
+    layers = network.model.layers
+    network.model.embed_tokens.weight.mul_(_EMBEDDING_GAIN)
+    for layer in layers:
+        layer.self_attn.q_norm.weight.fill_(QK_NORM_INIT)
+        layer.self_attn.k_norm.weight.fill_(QK_NORM_INIT)
+    size, group = network.config.head_dim, layers[0].self_attn.num_key_value_groups
+    for layer in layers[1:]:
+        values = layer.self_attn.v_proj.weight.unflatten(0, (-1, size))
+        written = values.repeat_interleave(group, dim=0).flatten(0, 1)
+        layer.self_attn.o_proj.weight.copy_(written.T)
+    matching = layers[-1].self_attn
+    keys = matching.k_proj.weight.unflatten(0, (-1, size))
+    matching.q_proj.weight.copy_(keys.repeat_interleave(group, dim=0).flatten(0, 1))
 
 
 def attention_source_loss(
@@ -144,7 +169,8 @@ class ForwardResult:
 
     Attributes:
         loss: Mean cross-entropy over the answered tokens, in nats.
-        sources: Role to `attention_source_loss`.
+        sources: Role to `attention_source_loss`; "<role>_token" to the cross-entropy, in nats, of
+            telling the target's token, for roles that must.
         right: `[answered tokens]` bool, whether the greedy choice was the token that stands
             there; in the order of documents, then positions.
     """
@@ -182,7 +208,13 @@ def training_forward(
                 lost[role] = attention_source_loss(
                     queries, keys, duty.heads, rows, targets, together=duty.together
                 )
-        hidden = _mix(layer, hidden, queries, keys, values)
+        mixed = _attend(queries, keys, values)
+        for role, (rows, targets) in sources.items():
+            if SUPERVISION[role].layer == index and SUPERVISION[role].tells:
+                lost[f"{role}_token"] = _telling_loss(
+                    network, layer, mixed, SUPERVISION[role].heads, rows, targets, ids
+                )
+        hidden = _add(layer, hidden, mixed)
     before = F.pad(answered[:, 1:], (0, 1))
     chosen = _norm(hidden[before], model.norm)
     logits = network.lm_head(chosen).float()
@@ -236,9 +268,30 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.reshape(batch, heads, tokens, size)
 
 
-def _mix(layer: Any, hidden: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    mixed = _attend(queries, keys, values).transpose(1, 2).reshape(*hidden.shape[:2], -1)
-    hidden = hidden + layer.self_attn.o_proj(mixed)
+def _telling_loss(
+    network: Any, layer: Any, mixed: Tensor, heads: tuple[int, ...], rows: Tensor,
+    targets: Tensor, ids: Tensor,
+) -> Tensor:
+    """Cross-entropy, in nats, of reading the first target's token off what the heads write.
+
+    The heads' part of the residual stream is read like the network's last state, by the final
+    norm and the embeddings. Without this, heads that look at a name learn to write that there is
+    a name, not which.
+    """
+    size = mixed.shape[-1]
+    index = rows[:, None, :, None].expand(-1, len(heads), -1, size)
+    chosen = mixed[:, list(heads)].gather(2, index)
+    columns = layer.self_attn.o_proj.weight.unflatten(1, (-1, size))[:, list(heads)]
+    written = chosen.transpose(1, 2).flatten(2) @ columns.flatten(1).T
+    logits = network.lm_head(_norm(written.float(), network.model.norm)).float()
+    first = targets[..., 0]
+    tokens = ids.gather(1, first.clamp(min=0)).masked_fill(first < 0, -100)
+    total = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
+    return total / (first >= 0).sum().clamp(min=1)
+
+
+def _add(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
+    hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
     normed = _norm(hidden, layer.post_attention_layernorm)
     feed = layer.mlp
     inner = F.silu(feed.gate_proj(normed)) * feed.up_proj(normed)

@@ -103,7 +103,10 @@ class Runner:
         """
         assert sequence.layout is not None and sequence.layout.ready
         context = StepContext("fast", sequence, measure_mass=measure_mass)
-        output = self._forward(context, [token] if isinstance(token, int) else token)
+        if isinstance(token, int):
+            # Filled on the device: copying a number there would make the host wait.
+            token = torch.full((), token, dtype=torch.int64, device=self.shape.device)
+        output = self._forward(context, token)
         sequence.layout.advance(1)
         return output
 

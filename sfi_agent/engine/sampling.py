@@ -82,7 +82,8 @@ def entropy_nats(logits: Tensor) -> Tensor:
 
 def uniform_noise(seed: int, position: int, size: int, device: torch.device) -> Tensor:
     """Uniform numbers in (0, 1) that depend on (seed, position, index) alone: `[size]` float64."""
-    start = torch.tensor(_wrap(seed * _GAMMA), dtype=torch.int64, device=device)
+    # Filled on the device: copying a number there would make the host wait.
+    start = torch.full((), _wrap(seed * _GAMMA), dtype=torch.int64, device=device)
     key = _mix(_mix(start + _wrap(position * _MIX_1)) + _GAMMA)
     index = torch.arange(1, size + 1, dtype=torch.int64, device=device)
     bits = _shift_right(_mix(key + index * _GAMMA), 64 - _UNIFORM_BITS)

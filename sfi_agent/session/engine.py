@@ -13,7 +13,7 @@ from sfi_agent.engine.model_shape import inspect_model
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
-from sfi_agent.errors import ConfigError, UnsupportedModelError, explain
+from sfi_agent.errors import ConfigError, TemplateError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sfi_agent.session.session import Session
+    from sfi_agent.session.template_report import TemplateReport
     from sfi_agent.session.tools import Tool
 
 __all__ = ["Engine"]
@@ -143,6 +144,24 @@ class Engine:
                     allowed=f"0 to {self.shape.num_layers - 1}",
                 )
             )
+
+    def check_template(self) -> TemplateReport:
+        """Try the tokenizer's chat template on probes: what sessions can and cannot do with it.
+
+        Raises:
+            TemplateError: There is no tokenizer, or it has no chat template.
+        """
+        from sfi_agent.session.template_report import check_template
+
+        if self.tokenizer is None:
+            raise TemplateError(
+                explain(
+                    "checked the chat template",
+                    got="an engine without a tokenizer",
+                    remedy="give Engine a tokenizer with a chat template",
+                )
+            )
+        return check_template(self.tokenizer)
 
     def __repr__(self) -> str:
         shape = self.shape

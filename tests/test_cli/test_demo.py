@@ -16,13 +16,14 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from sfi_agent import CheckpointError, SessionConfig, StepRecord, Usage
+from sfi_agent import CheckpointError, InputError, SessionConfig, StepRecord, Usage
 from sfi_agent.cli import demo_command
 from sfi_agent.cli.demo_play import compare, long_enough_conversation, play
 from sfi_agent.cli.demo_records import Demo
 from sfi_agent.cli.demo_report import demo_json
 from sfi_agent.cli.demo_screen import DemoScreen
 from sfi_agent.cli.main import app
+from sfi_agent.cli.models import cpu_threads
 from sfi_agent.embedded import checkpoint_path
 from sfi_agent.session.stats import SessionStats
 from tests.test_cli.conftest import Invoke
@@ -214,12 +215,17 @@ def test_other_policies_can_be_shown(tmp_path: Path) -> None:
     assert "preset fast; selector per_head" in words(run_demo("--preset", "fast").stdout)
 
 
-def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
-    document = json.loads(run_demo("--json", "--threads", "2").stdout)
-    assert document["model"]["threads"] == 2
-    assert json.loads(run_demo("--json").stdout)["model"]["threads"] == 1
-    assert torch.get_num_threads() == before
+def test_threads_are_those_asked_for_and_given_back() -> None:
+    with cpu_threads(2):
+        # Outside the command two, inside it one: with more, tests would wait for busy cores.
+        assert json.loads(run_demo("--json").stdout)["model"]["threads"] == 1
+        assert torch.get_num_threads() == 2
+        with cpu_threads(None):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(InputError), cpu_threads(3):
+            raise InputError("on the way")
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
 
 
 def ignore(_: object) -> None:

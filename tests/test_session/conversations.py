@@ -64,7 +64,7 @@ SPARSE = policy()
 @lru_cache
 def chat_engine(
     template: str | None = "CHATML",
-    family: str = "qwen3",
+    family: str = "qwen2",
     *,
     context_tokens: int = CONTEXT_TOKENS,
     eos_ids: tuple[int, ...] = (),
@@ -121,7 +121,8 @@ def fresh_logits(engine: Engine, ids: list[int]) -> Tensor:
     with engine.session(DENSE) as fresh:
         assert fresh.decode(ids, max_new_tokens=0) == []
         assert close(fresh.next_logits(), own)
-    return own
+    logits: Tensor = own
+    return logits
 
 
 def require_whole(session: Session, *, exact: bool = True) -> None:

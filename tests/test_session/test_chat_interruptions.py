@@ -395,14 +395,15 @@ def test_a_second_thread_is_refused_while_a_step_runs() -> None:
 def test_a_closed_session_says_so() -> None:
     engine = chat_engine()
     session = engine.session(FULL)
-    assert session.status == "new"
+    states = [session.status]
     with says(engine, f"Hi.{END}"):
         session.send("Hello.")
     mark = session.mark()
-    assert session.status == "open"
+    states.append(session.status)
     session.close()
     session.close()
-    assert session.status == "closed" and session.token_ids == []
+    states.append(session.status)
+    assert states == ["new", "open", "closed"] and session.token_ids == []
     for action in (
         lambda: session.send("x"),
         lambda: next(iter(session.stream("x"))),

@@ -191,6 +191,16 @@ def test_a_template_without_system_or_tools_says_so_before_anything_runs() -> No
         chat_engine("DROPS_TOOL_MESSAGES").session(FULL, tools=[note])
 
 
+def test_an_engine_says_what_its_template_can_do() -> None:
+    report = chat_engine("CHATML").check_template()
+    assert report.tools and report.continues_tool_turns and not report.problems
+    report = chat_engine("GEMMA").check_template()
+    assert not report.system and not report.tools and report.continues_user_turns
+    for engine in (chat_engine(None), Engine(chat_engine().model)):
+        with pytest.raises(TemplateError):
+            engine.check_template()
+
+
 def test_unusable_messages_change_nothing() -> None:
     engine = chat_engine()
     with engine.session(FULL, system="Be kind.") as session:

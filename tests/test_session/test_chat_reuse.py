@@ -101,9 +101,7 @@ def _text(engine: Any, session: Any) -> str:
     return str(engine.tokenizer.decode(session.token_ids))
 
 
-@pytest.mark.parametrize(
-    "family", ["llama_multi_query", "mistral_sliding", "gemma3", "qwen3_moe"]
-)
+@pytest.mark.parametrize("family", ["llama_multi_query", "mistral_sliding", "gemma3", "qwen3_moe"])
 def test_full_budget_and_dense_say_the_same_over_turns(family: str) -> None:
     engine = chat_engine("CHATML", family)
     spoken = []
@@ -168,9 +166,7 @@ def test_a_history_that_cannot_be_continued_is_rendered_again() -> None:
 
 def _common(left: list[int], right: list[int]) -> int:
     pairs = zip(left, right, strict=False)
-    return next(
-        (index for index, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right))
-    )
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def test_a_lost_prefix_is_named_and_processed_again() -> None:

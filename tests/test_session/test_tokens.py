@@ -242,6 +242,18 @@ def test_a_fork_goes_its_own_way(session: Session) -> None:
         assert len(child.token_ids) == len(session.token_ids) + 3
 
 
+def test_forks_with_seeds_of_their_own_sample_differently() -> None:
+    config = CONFIG.replace(sampling={"temperature": 2.0, "seed": 3})
+    with tiny_engine("llama").session(config) as parent:
+        parent.decode(PROMPT, max_new_tokens=3)
+        found = []
+        for seed in (None, 3, 4, 4):
+            with parent.fork(seed=seed) as child:
+                found.append(child.decode([], max_new_tokens=12))
+        assert found[0] == found[1] == parent.decode([], max_new_tokens=12)
+        assert found[2] == found[3] != found[0]
+
+
 def test_a_child_outlives_its_parent() -> None:
     parent = tiny_engine("llama").session(CONFIG)
     parent.decode(PROMPT, max_new_tokens=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def interrupt() -> str:
     raise KeyboardInterrupt
 
 
-TOOLS = [find_room, fail, interrupt]
+TOOLS: list[Callable[..., Any]] = [find_room, fail, interrupt]
 
 
 def tool_messages(session: Session) -> list[tuple[str, str]]:
@@ -277,7 +278,7 @@ def test_a_session_without_tools_takes_nothing_for_a_call() -> None:
 
 def test_tools_may_change_under_the_session_but_not_its_prompt() -> None:
     engine = chat_engine()
-    given = [find_room]
+    given: list[Callable[..., Any]] = [find_room]
     with engine.session(FULL, tools=given) as session, engine.session(FULL, tools=TOOLS) as sorted_:
         given.append(fail)
         for item in (session, sorted_):

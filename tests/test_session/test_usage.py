@@ -135,7 +135,7 @@ def test_a_message_without_effect_on_the_prefix_costs_its_own_length() -> None:
 
 def test_replies_and_sessions_describe_themselves() -> None:
     engine = chat_engine()
-    assert repr(engine).startswith("Engine(Qwen3ForCausalLM, 4 layers, float32, device='cpu'")
+    assert repr(engine).startswith("Engine(Qwen2ForCausalLM, 2 layers, float32, device='cpu'")
     session = engine.session(SPARSE, tools=[add])
     assert repr(session) == "Session(new, 0 tokens, mode='slow_fast', selector='per_head')"
     with says(engine, f"Let me.\n{call_text('add', left=1, right=2)}{END}"):
