@@ -83,6 +83,31 @@ def test_rewinding_over_turns_is_never_having_been_there(template: str, turns_af
         require_whole(session)
 
 
+def test_rewinding_behind_a_history_that_was_rendered_again() -> None:
+    engine = chat_engine("CHANGES_THE_CLOSE")
+    with engine.session(FULL) as session:
+        with says(engine, f"Hello.{END}"):
+            session.send("Hi.")
+        mark = session.mark()
+        state = (session.token_ids, session.messages)
+        letters = [token for letter in "Spelled out." for token in encode(engine, letter)]
+        with says(engine, [*letters, *encode(engine, END)]):
+            session.send("More.")
+        late_mark = session.mark()
+        with says(engine, f"Bye.{END}"):
+            usage = session.send("And?").usage
+        assert usage.reuse_lost_reason == "template_rewrote_history"
+        assert mark.token_count < usage.cached_tokens < late_mark.token_count
+        with pytest.raises(SessionStateError, match="no longer valid"):
+            session.rewind(late_mark)
+        session.rewind(mark)
+        assert (session.token_ids, session.messages) == state
+        with says(engine, f"Good.{END}"):
+            session.send("Well?")
+        assert [item["content"] for item in session.messages] == ["Hi.", "Hello.", "Well?", "Good."]
+        require_whole(session)
+
+
 def test_marks_of_earlier_places_stay_valid_and_later_ones_do_not() -> None:
     engine = chat_engine()
     with engine.session(FULL, tools=[note]) as session:

@@ -1,0 +1,22 @@
+"""How the shipped checkpoint was trained: seed and phases."""
+
+from __future__ import annotations
+
+from sfi_agent.embedded.train_progress import Phase, Shape
+
+__all__ = ["PHASES", "SEED"]
+
+SEED = 7
+_LAST_POSITION = 9_000
+_SHORT = Shape(448, 8, (0.25, 0.55), _LAST_POSITION)
+_PAGE = Shape(1_536, 2, (0.5, 0.85), _LAST_POSITION)
+_PAGES = Shape(4_096, 1, (0.5, 0.85), _LAST_POSITION)
+_WHOLE = Shape(9_216, 1, (0.7, 0.9))
+
+PHASES = (
+    Phase("short", (_SHORT,), 700, 3e-3, 3e-3, 0.3),
+    Phase("long", (_SHORT, _PAGE, _SHORT, _PAGE, _SHORT, _PAGES), 600, 3e-3, 1e-3, 0.3),
+    Phase("whole", (_WHOLE, _SHORT, _PAGES, _PAGE), 300, 1e-3, 1e-4, 0.3),
+)
+"""First the circuits, on short documents whose positions are stretched; then real lengths, where
+thousands of facts compete for the attention of one row."""
