@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from sfi_agent.session.marks import Mark
     from sfi_agent.session.reply import Reply, Usage
     from sfi_agent.session.session import Session
+    from sfi_agent.session.stats import SessionStats
+    from sfi_agent.session.template_report import TemplateReport
+    from sfi_agent.session.tools import Tool
 
 __all__ = [
     "Boundary",
@@ -74,14 +77,17 @@ __all__ = [
     "SessionBusy",
     "SessionConfig",
     "SessionStateError",
+    "SessionStats",
     "Settings",
     "SfiError",
     "Step",
     "StepEvent",
     "StepRecord",
     "TemplateError",
+    "TemplateReport",
     "TextDelta",
     "TokenEvent",
+    "Tool",
     "ToolCall",
     "ToolDefinitionError",
     "ToolResult",
@@ -100,9 +106,12 @@ _RESOLVED_ON_FIRST_USE = {
     "ReasoningDelta": "sfi_agent.session.events",
     "Reply": "sfi_agent.session.reply",
     "Session": "sfi_agent.session.session",
+    "SessionStats": "sfi_agent.session.stats",
     "Step": "sfi_agent.session.events",
     "StepRecord": "sfi_agent.observe.trace",
+    "TemplateReport": "sfi_agent.session.template_report",
     "TextDelta": "sfi_agent.session.events",
+    "Tool": "sfi_agent.session.tools",
     "ToolCall": "sfi_agent.session.events",
     "ToolResult": "sfi_agent.session.events",
     "TurnEnd": "sfi_agent.session.events",

@@ -38,6 +38,11 @@ class Preset:
         """Whether this preset is meant for `rectify` and runs with `observe` until it is built."""
         return self.slow_step == "rectify"
 
+    @property
+    def can_run(self) -> bool:
+        """False for a preset whose promise only `verify` can keep, until that is built."""
+        return self.slow_step != "verify"
+
 
 def _settings(
     boundaries: list[dict[str, Any]],
@@ -116,11 +121,11 @@ def preset_named(name: str) -> Preset:
     Raises:
         ConfigError: The name is unknown, or the preset needs what is not built yet.
     """
-    runnable = ", ".join(known for known, preset in PRESETS.items() if _can_run(preset))
+    runnable = ", ".join(known for known, preset in PRESETS.items() if preset.can_run)
     preset = PRESETS.get(name) if isinstance(name, str) else None
     if preset is None:
         raise ConfigError(explain("no preset has this name", got=repr(name), allowed=runnable))
-    if not _can_run(preset):
+    if not preset.can_run:
         raise ConfigError(
             explain(
                 f"the preset {name!r} cannot run",
@@ -145,7 +150,3 @@ def log_runs_with_observe(preset: Preset) -> None:
         runs_with="observe",
         reason=f"slow_step {preset.slow_step} is not built yet",
     )
-
-
-def _can_run(preset: Preset) -> bool:
-    return preset.slow_step != "verify"

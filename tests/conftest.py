@@ -10,8 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Networks and tensors here are so small that threads would only wait for each other."""
+    torch.set_num_threads(1)
 
 
 def _paths_of_the_packages() -> list[str]:

@@ -96,7 +96,6 @@ def embedded_model(
     monkeypatch.setattr(sfi_agent.embedded, "checkpoint_path", lambda: folder)
     logger = logging.getLogger(LOGGER_NAME)
     threads, level = torch.get_num_threads(), logger.level
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     logger.setLevel(level)

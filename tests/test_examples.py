@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.embedded_folder import trained_weights, write_stand_in
 from tests.source_tree import ROOT
@@ -21,14 +20,6 @@ needs_weights = pytest.mark.skipif(
     trained_weights() is None, reason="the trained weights are not in this tree"
 )
 Program = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,12 @@ else:  # pragma: no cover
     tomllib = pytest.importorskip("tomli", reason="tomllib came with Python 3.11")
 
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
-PUBLIC_MODULES = {"sfi_agent", "sfi_agent.hookspecs", "sfi_agent.testing"}
+PUBLIC_MODULES = {
+    "sfi_agent",
+    "sfi_agent.embedded",
+    "sfi_agent.hookspecs",
+    "sfi_agent.testing",
+}
 EVERYTHING = {"engine", "session", "observe", "testing", "embedded", "evaluation", "cli"}
 MAY_IMPORT = {
     "": {"observe"},  # the modules directly in sfi_agent/ log through it

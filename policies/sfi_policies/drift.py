@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sfi_agent import Boundary, InputError, Settings, StepEvent, TokenEvent
+from sfi_agent import Boundary, Settings, StepEvent, TokenEvent
 
 __all__ = ["Drift", "DriftConfig"]
 
@@ -44,8 +44,7 @@ class Drift:
     Slow-Fast Inference (arXiv 2603.12038) that the support is stable within a sentence and
     moves between sentences.
 
-    Raises:
-        InputError: From `after_step`, if the event carries no `selected_mass`.
+    A model without sparse layers has no such mass; then nothing is reported.
     """
 
     needs: frozenset[str] = frozenset({"attention_drift"})
@@ -59,14 +58,12 @@ class Drift:
         self._armed = True
 
     def after_step(self, event: StepEvent) -> Boundary | None:
-        """A retry when the mass has fallen below the minimum since it was last above it."""
+        """A retry when the mass has fallen below the minimum since it was last above it.
+
+        Without a mass, in a model without sparse layers, there is nothing to drift from.
+        """
         mass = event.selected_mass
-        if mass is None:
-            raise InputError(
-                "drift judged a fast step; got an event without selected_mass; allowed: events "
-                "that carry what `needs` names. Pass StepEvent(..., selected_mass=...)."
-            )
-        if mass >= self._minimum_mass:
+        if mass is None or mass >= self._minimum_mass:
             self._armed = True
             return None
         if not self._armed:

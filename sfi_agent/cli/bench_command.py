@@ -16,8 +16,6 @@ from sfi_agent.cli.choices import (
     Json,
     PresetName,
     choose_config,
-    torch_device,
-    torch_dtype,
 )
 from sfi_agent.cli.output import Progress, make_console, print_json
 from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text
@@ -100,8 +98,17 @@ def _measure(
 ) -> DecodeBenchmark:
     from sfi_agent.evaluation.decode_benchmark import benchmark_decode
     from sfi_agent.evaluation.random_models import build_random_model
+    from sfi_agent.session.checkpoint import find_device, find_dtype
 
-    place, number_type = torch_device(device), torch_dtype(dtype)
+    place, number_type = find_device(device), find_dtype(dtype)
+    if isinstance(number_type, str):
+        raise ConfigError(
+            explain(
+                "benchmarked a model of random weights",
+                got=f"dtype {dtype!r}",
+                allowed="float32, bfloat16, float16: there is no checkpoint to take it from",
+            )
+        )
 
     def make_model() -> PreTrainedModel:
         # A few tokens are appended behind the context while steps are timed.

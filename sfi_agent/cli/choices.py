@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.errors import ConfigError, explain
 from sfi_agent.presets import PRESETS
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "Color",
@@ -22,11 +19,10 @@ __all__ = [
     "Json",
     "PresetName",
     "choose_config",
-    "torch_device",
-    "torch_dtype",
 ]
 
-_PRESET_HELP = f"A named policy: {', '.join(PRESETS)}."
+_RUNNABLE = [name for name, preset in PRESETS.items() if preset.can_run]
+_PRESET_HELP = f"A named policy: {', '.join(_RUNNABLE)}."
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Color = Annotated[bool, typer.Option("--color/--no-color", help="Use colours on a terminal.")]
@@ -77,43 +73,3 @@ def choose_config(
     if preset is not None:
         return SessionConfig.preset(preset)
     return default or SessionConfig()
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ConfigError: The name is unknown, or there is no such device.
-    """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    allowed = "auto, cpu, cuda, cuda:N" if cuda else "auto, cpu (no CUDA device is here)"
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not cuda):
-        raise ConfigError(explain("asked for a device", got=repr(name), allowed=allowed))
-    return device
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The number type of that name.
-
-    Raises:
-        ConfigError: The name is unknown.
-    """
-    import torch
-
-    known: dict[str, Any] = {
-        "bfloat16": torch.bfloat16,
-        "float32": torch.float32,
-        "float16": torch.float16,
-    }
-    if name not in known:
-        raise ConfigError(explain("asked for a dtype", got=repr(name), allowed=", ".join(known)))
-    dtype: torch.dtype = known[name]
-    return dtype

@@ -1,7 +1,7 @@
 """Dense greedy accuracy of the embedded model: whole answers, word for word, on held-out cases.
 
 Run: python -m sfi_agent.embedded.accuracy [--model DIR] [--lengths 1024 2048 4096 8192]
-         [--cases 200] [--device auto] [--dtype bfloat16] [--json FILE]
+         [--cases 200] [--device auto] [--dtype float32] [--json FILE]
 
 Plain transformers generation in batches padded on the left; no part of the slow-fast engine is
 involved. Cases alternate between the easy and the hard variant and go round the kinds; every
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from sfi_agent.embedded import checkpoint_path
 from sfi_agent.embedded.cases import Case, make_case, score
 from sfi_agent.embedded.chat_format import CALL_CLOSE, CALL_OPEN
 from sfi_agent.embedded.documents import DEFAULT_SYSTEM
+from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.embedded.office_tools import make_tools
 from sfi_agent.embedded.questions import KINDS
 from sfi_agent.embedded.world import VARIANTS
@@ -30,13 +30,14 @@ from sfi_agent.embedded.world import VARIANTS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-__all__ = ["Outcome", "evaluate", "main", "summarise", "wilson_interval"]
+__all__ = ["Outcome", "evaluate", "held_out_cases", "main", "summarise"]
 
 FIRST_SEED = 100_000
 """Seeds of the evaluation start here; examples and tests of the package use smaller ones."""
 _LONGEST_ANSWER_TOKENS = 400
-_BATCH_TOKENS = {"cuda": 450_000, "cpu": 40_000}
-"""Tokens per batch of generation; more do not go faster on a CPU."""
+_BATCH_TOKENS = {"cuda": 450_000, "cpu": 8_000}
+"""Tokens per batch of generation. On a CPU a batch of one, without padding, is fastest for long
+prompts: it needs no mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +52,6 @@ class Outcome:
     sentences_right: int
     sentences: int
     said: str
-
-
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927, score interval), as shares of 1."""
-    if total == 0:
-        return 0.0, 1.0
-    share = right / total
-    scale = 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def held_out_cases(log_tokens: int, number: int) -> list[Case]:
@@ -208,7 +198,9 @@ def _generate(
     answers = [""] * len(prompts)
     model: Any = network
     while order:
-        size = max(1, _BATCH_TOKENS[model.device.type] // (len(encoded[order[0]]) + _LONGEST_ANSWER_TOKENS))
+        size = max(
+            1, _BATCH_TOKENS[model.device.type] // (len(encoded[order[0]]) + _LONGEST_ANSWER_TOKENS)
+        )
         members, order = order[:size], order[size:]
         inputs = tokenizer.pad(
             {"input_ids": [encoded[index] for index in members]},
@@ -235,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--cases", type=int, default=200, help="cases per length")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
     parser.add_argument("--json", type=Path, default=None, help="write rows and misses here")
     options = parser.parse_args(arguments)
     folder = options.model or checkpoint_path()

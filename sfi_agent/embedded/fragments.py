@@ -9,7 +9,7 @@ four fragments per fact (two words, the value, and a joiner or the full stop).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,6 +57,20 @@ class Line:
     fragments: tuple[str, ...]
     subject: str = ""
     keys: tuple[str, ...] = ()
+
+    def without(self, dropped: Collection[str]) -> Line | None:
+        """The line without some of its facts; None when nothing is left to say."""
+        kept = [index for index, key in enumerate(self.keys) if key not in dropped]
+        if len(kept) == len(self.keys):
+            return self
+        if not kept:
+            return None
+        parts = [self.fragments[0]]
+        for place, index in enumerate(kept):
+            if place:
+                parts.append(" and" if place == len(kept) - 1 else ",")
+            parts.extend(self.fragments[value_index(index) - 2 : value_index(index) + 1])
+        return Line((*parts, "."), self.subject, tuple(self.keys[index] for index in kept))
 
 
 @lru_cache(maxsize=65536)

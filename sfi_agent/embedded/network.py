@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from sfi_agent.embedded.supervision import (
+    SUPERVISION,
+    attention_source_loss,
+    rms_norm,
+    telling_loss,
+)
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Qwen3ForCausalLM
 
-__all__ = [
-    "QK_NORM_INIT",
-    "SUPERVISION",
-    "ForwardResult",
-    "Supervised",
-    "attention_source_loss",
-    "build_network",
-    "training_forward",
-]
+__all__ = ["QK_NORM_INIT", "ForwardResult", "build_network", "training_forward"]
 
 QK_NORM_INIT = 2.0
 """Start value of the query and key norm weights: attention logits start four times as wide as
@@ -38,36 +37,6 @@ match names and fields at any distance."""
 MAX_POSITIONS = 16_384
 _WRITTEN_OUT_TOKENS = 1024
 _EMBEDDING_GAIN = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """Which heads of which layer learn a role of `sources`.
-
-    Attributes:
-        layer: Index of the layer.
-        heads: Query heads, each trained to do the same.
-        together: Whether the mass on all targets counts (the model may choose), or each target
-            is to get an equal share.
-        tells: Whether what the heads write must also tell which token the target is.
-    """
-
-    layer: int
-    heads: tuple[int, ...]
-    together: bool = True
-    tells: bool = False
-
-
-SUPERVISION: dict[str, Supervised] = {
-    "back1": Supervised(0, (0,)),
-    "back2": Supervised(0, (1,)),
-    "back3": Supervised(0, (2,)),
-    "bind": Supervised(1, (0, 1), tells=True),
-    "plan": Supervised(2, (0, 1)),
-    "name": Supervised(2, (2, 3), tells=True),
-    "value": Supervised(3, (0, 1, 2, 3), tells=True),
-    "spread": Supervised(3, (0, 1, 2, 3), together=False),
-}
 
 
 def build_network(vocabulary_size: int, seed: int, **changes: Any) -> Qwen3ForCausalLM:
@@ -103,11 +72,10 @@ def build_network(vocabulary_size: int, seed: int, **changes: Any) -> Qwen3ForCa
 def _initialise(network: Any) -> None:
     """Start values that make copying and matching the first things the network does.
 
-    Wide embeddings keep a token's identity visible next to what attention adds. In all but
-    the first layer the output projection starts as the transpose of the value projection: what a head
-    attends to is written out as it is. In the last layer queries start equal to keys: a row
-    attends to what carries the same name. Learned from random values, each of these is a plateau
-    of a million tokens.
+    Wide embeddings keep a token's identity visible next to what attention adds. In all but the
+    first layer the output projection starts as the transpose of the value projection: what a
+    head attends to is written out as it is. In the last layer queries start equal to keys: a row
+    attends to what carries the same name.
     """
     layers = network.model.layers
     network.model.embed_tokens.weight.mul_(_EMBEDDING_GAIN)
@@ -122,45 +90,6 @@ def _initialise(network: Any) -> None:
     matching = layers[-1].self_attn
     keys = matching.k_proj.weight.unflatten(0, (-1, size))
     matching.q_proj.weight.copy_(keys.repeat_interleave(group, dim=0).flatten(0, 1))
-
-
-def attention_source_loss(
-    queries: Tensor, keys: Tensor, heads: tuple[int, ...], rows: Tensor, targets: Tensor,
-    *, together: bool,
-) -> Tensor:
-    """How little attention the given rows pay to their targets, in nats; lower is better.
-
-    Args:
-        queries: `[batch, heads, tokens, head_dim]` after rotary embedding, unscaled.
-        keys: `[batch, kv_heads, tokens, head_dim]` after rotary embedding.
-        heads: Query heads that are asked.
-        rows: `[batch, rows]` int64 query positions.
-        targets: `[batch, rows, targets]` int64 key positions, -1 where there is none; a row
-            without any target does not count.
-        together: Minus the logarithm of the summed attention mass if true, otherwise the mean of
-            minus the logarithm of each target's mass.
-
-    Returns:
-        Mean over rows and heads, a scalar in float32; 0 without rows.
-    """
-    size, group = queries.shape[-1], queries.shape[1] // keys.shape[1]
-    asked = queries[:, list(heads)]
-    index = rows[:, None, :, None].expand(-1, len(heads), -1, size)
-    chosen = asked.gather(2, index)
-    own = keys[:, [head // group for head in heads]]
-    logits = (chosen @ own.transpose(2, 3)).float() * size**-0.5
-    future = torch.arange(keys.shape[2], device=rows.device) > rows[:, :, None]
-    shares = logits.masked_fill(future[:, None], -1e9).log_softmax(-1)
-    wanted = targets[:, None].expand(-1, len(heads), -1, -1)
-    there = wanted >= 0
-    found = shares.gather(3, wanted.clamp(min=0))
-    if together:
-        lost = -found.masked_fill(~there, -1e9).logsumexp(-1)
-    else:
-        lost = -(found * there).sum(-1) / there.sum(-1).clamp(min=1)
-    counts = there.any(-1)
-    total: Tensor = (lost * counts).sum() / counts.sum().clamp(min=1)
-    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,21 +140,17 @@ def training_forward(
         mixed = _attend(queries, keys, values)
         for role, (rows, targets) in sources.items():
             if SUPERVISION[role].layer == index and SUPERVISION[role].tells:
-                lost[f"{role}_token"] = _telling_loss(
+                lost[f"{role}_token"] = telling_loss(
                     network, layer, mixed, SUPERVISION[role].heads, rows, targets, ids
                 )
         hidden = _add(layer, hidden, mixed)
     before = F.pad(answered[:, 1:], (0, 1))
-    chosen = _norm(hidden[before], model.norm)
+    chosen = rms_norm(hidden[before], model.norm)
     logits = network.lm_head(chosen).float()
     wanted = ids[:, 1:][answered[:, 1:]]
     # A batch in which no answer fits must give 0: a mean over nothing is NaN and would stay.
     loss = F.cross_entropy(logits, wanted, reduction="sum") / max(1, wanted.numel())
     return ForwardResult(loss, lost, logits.detach().argmax(-1) == wanted)
-
-
-def _norm(hidden: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -234,17 +159,15 @@ def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos + swapped * sin
 
 
-def _project(
-    layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _project(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     attention = layer.self_attn
     shape = (*hidden.shape[:2], -1, attention.head_dim)
-    normed = _norm(hidden, layer.input_layernorm)
+    normed = rms_norm(hidden, layer.input_layernorm)
     queries = attention.q_proj(normed).view(shape).transpose(1, 2).float()
     keys = attention.k_proj(normed).view(shape).transpose(1, 2).float()
     values = attention.v_proj(normed).view(shape).transpose(1, 2)
-    queries = _turn(_norm(queries, attention.q_norm), cos, sin).to(values.dtype)
-    keys = _turn(_norm(keys, attention.k_norm), cos, sin).to(values.dtype)
+    queries = _turn(rms_norm(queries, attention.q_norm), cos, sin).to(values.dtype)
+    keys = _turn(rms_norm(keys, attention.k_norm), cos, sin).to(values.dtype)
     return queries, keys, values
 
 
@@ -264,35 +187,14 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1).repeat(heads // kv_heads, 1)
     scores = (folded @ keys.transpose(2, 3)).masked_fill_(future, -1e9)
     with torch.autocast("cpu", enabled=False):
-        mixed = scores.softmax(-1) @ values
+        mixed: Tensor = scores.softmax(-1) @ values
     return mixed.reshape(batch, heads, tokens, size)
-
-
-def _telling_loss(
-    network: Any, layer: Any, mixed: Tensor, heads: tuple[int, ...], rows: Tensor,
-    targets: Tensor, ids: Tensor,
-) -> Tensor:
-    """Cross-entropy, in nats, of reading the first target's token off what the heads write.
-
-    The heads' part of the residual stream is read like the network's last state, by the final
-    norm and the embeddings. Without this, heads that look at a name learn to write that there is
-    a name, not which.
-    """
-    size = mixed.shape[-1]
-    index = rows[:, None, :, None].expand(-1, len(heads), -1, size)
-    chosen = mixed[:, list(heads)].gather(2, index)
-    columns = layer.self_attn.o_proj.weight.unflatten(1, (-1, size))[:, list(heads)]
-    written = chosen.transpose(1, 2).flatten(2) @ columns.flatten(1).T
-    logits = network.lm_head(_norm(written.float(), network.model.norm)).float()
-    first = targets[..., 0]
-    tokens = ids.gather(1, first.clamp(min=0)).masked_fill(first < 0, -100)
-    total = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
-    return total / (first >= 0).sum().clamp(min=1)
 
 
 def _add(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
     hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
-    normed = _norm(hidden, layer.post_attention_layernorm)
+    normed = rms_norm(hidden, layer.post_attention_layernorm)
     feed = layer.mlp
     inner = F.silu(feed.gate_proj(normed)) * feed.up_proj(normed)
-    return torch.add(hidden, feed.down_proj(inner))
+    summed: Tensor = hidden + feed.down_proj(inner)
+    return summed

@@ -117,9 +117,7 @@ class _Question:
         self.names = self._add_list(enumeration(names))
         return self
 
-    def turn(
-        self, kind: str, sentences: Sequence[Sentence], calls: Sequence[ToolUse] = ()
-    ) -> Turn:
+    def turn(self, kind: str, sentences: Sequence[Sentence], calls: Sequence[ToolUse] = ()) -> Turn:
         return Turn(
             kind, tuple(self.fragments), self.nouns, self.names, tuple(calls), tuple(sentences)
         )

@@ -14,9 +14,9 @@ _PAGES = Shape(4_096, 1, (0.5, 0.85), _LAST_POSITION)
 _WHOLE = Shape(9_216, 1, (0.7, 0.9))
 
 PHASES = (
-    Phase("short", (_SHORT,), 700, 3e-3, 3e-3, 0.3),
-    Phase("long", (_SHORT, _PAGE, _SHORT, _PAGE, _SHORT, _PAGES), 600, 3e-3, 1e-3, 0.3),
-    Phase("whole", (_WHOLE, _SHORT, _PAGES, _PAGE), 300, 1e-3, 1e-4, 0.3),
+    Phase("short", (_SHORT,), 560, 3e-3, 3e-3, 0.3),
+    Phase("long", (_SHORT, _PAGE, _SHORT, _PAGE, _SHORT, _PAGES), 480, 2.5e-3, 1e-3, 0.3),
+    Phase("whole", (_WHOLE, _SHORT, _PAGES, _PAGE, _SHORT, _PAGE), 360, 1e-3, 5e-5, 0.1),
 )
 """First the circuits, on short documents whose positions are stretched; then real lengths, where
 thousands of facts compete for the attention of one row."""

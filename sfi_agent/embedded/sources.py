@@ -2,7 +2,7 @@
 
 The generator of a document knows for every token that the assistant writes which earlier token
 it follows from. `SourceNotes` collects this as (row, targets): the query at position `row`,
-which predicts the token after it, should attend to one of the `targets`. Five roles:
+which predicts the token after it, should attend to one of the `targets`. Six roles:
 
 - bind: a token of a statement attends to the name it is about, a token of a tool call to the
   start of that call;
@@ -10,7 +10,8 @@ which predicts the token after it, should attend to one of the `targets`. Five r
 - name: who comes next, read in the question: the next name, or the token after the last one;
 - value: the fact itself, in the log, in an earlier answer or in a tool result;
 - spread: at a subject, all values that the log states of it (so that what a sentence will need
-  is known where the sentence starts).
+  is known where the sentence starts);
+- missing: where the fact stands nowhere, the name at the start of the sentence.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sfi_agent.embedded.questions import Sentence, Turn
 
 __all__ = ["ROLES", "QuestionSpan", "SourceNotes"]
 
-ROLES = ("bind", "plan", "name", "value", "spread")
+ROLES = ("bind", "plan", "name", "value", "spread", "missing")
 MAX_TARGETS = 8
 _OFFERED_BACK = 5
 """From the end of a generation prompt back to the last token of the message before it."""
@@ -39,13 +40,21 @@ class QuestionSpan:
 
 @dataclass
 class SourceNotes:
-    """Rows and targets per role, and where every known fact stands in the document so far."""
+    """Rows and targets per role, and where every known fact stands in the document so far.
+
+    Attributes:
+        rows: Role to (row, targets), in the order in which they were noted.
+        values: (subject, field key) to the positions at which the fact stands.
+        logged: Subject to the positions of all its values in the log.
+        guesses: How many facts were asked for that stand nowhere.
+    """
 
     rows: dict[str, list[tuple[int, tuple[int, ...]]]] = field(
         default_factory=lambda: {role: [] for role in ROLES}
     )
     values: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     logged: dict[str, list[int]] = field(default_factory=dict)
+    guesses: int = 0
 
     def add(self, role: str, row: int, *targets: int) -> None:
         self.rows[role].append((row, targets[:MAX_TARGETS]))
@@ -79,10 +88,14 @@ class SourceNotes:
     def call_argument(self, row: int, name_position: int, subject: str, key: str) -> None:
         """The token before an argument that is a fact of the log."""
         self.add("name", row, name_position)
-        self.add("value", row, *self.values[subject, key])
+        self._find(row, subject, key, missing=name_position)
 
     def sentence(
-        self, sentence: Sentence, starts: Sequence[int], turn: Turn, question: QuestionSpan,
+        self,
+        sentence: Sentence,
+        starts: Sequence[int],
+        turn: Turn,
+        question: QuestionSpan,
         index: int,
     ) -> None:
         """Sentence number `index` of an answer, written at `starts`."""
@@ -100,9 +113,9 @@ class SourceNotes:
                 number = sentence.fragments[value_index(0)].strip()
                 self.rows["bind"].remove((value - 1, (starts[0],)))
                 self.add("bind", value - 1, starts[value_index(0)])
-                self.add("value", value - 1, *self.values[number, key])
+                self._find(value - 1, number, key, missing=starts[0])
             else:
-                self.add("value", value - 1, *self.values[sentence.subject, key])
+                self._find(value - 1, sentence.subject, key, missing=starts[0])
             after = noun + 1 if known else noun
             self.add("plan", value, after)
             if fact + 1 < len(sentence.keys):
@@ -111,6 +124,14 @@ class SourceNotes:
                 self.add("plan", value + 1, after)
             self.values.setdefault((sentence.subject, key), []).append(value)
         self._next_subject(starts[-1], turn, question, index)
+
+    def _find(self, row: int, subject: str, key: str, *, missing: int) -> None:
+        known = self.values.get((subject, key))
+        if known:
+            self.add("value", row, *known)
+        else:
+            self.add("missing", row, missing)
+            self.guesses += 1
 
     def _next_subject(self, stop: int, turn: Turn, question: QuestionSpan, index: int) -> None:
         if turn.kind == "chain":

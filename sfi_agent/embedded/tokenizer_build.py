@@ -92,9 +92,7 @@ def _texts() -> Iterator[str]:
     yield "system\nuser\nassistant\nOpen the log"
     rng = random.Random("tokenizer")
     for index in range(_SAMPLE_OFFICES):
-        office = make_office(
-            rng, VARIANTS[index % 2], 400, required=frozenset({"badge", "room"})
-        )
+        office = make_office(rng, VARIANTS[index % 2], 400, required=frozenset({"badge", "room"}))
         yield office.log
         for kind in KINDS:
             turn = make_turn(rng, office, kind)

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sfi_agent.embedded.documents import FragmentTable
 from sfi_agent.embedded.export import export_network
 from sfi_agent.embedded.network import ForwardResult, build_network, training_forward
 from sfi_agent.embedded.recipe import PHASES, SEED
 from sfi_agent.embedded.tokenizer_build import build_tokenizer
 from sfi_agent.embedded.train_data import Batch, make_batch
 from sfi_agent.embedded.train_progress import Meter, Phase, Progress, Shape
+from sfi_agent.embedded.writer import FragmentTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -126,6 +126,7 @@ class Trainer:
             self.table,
             last_position=shape.last_position,
             log_share=shape.log_share,
+            missing_share=shape.missing_share,
         )
 
     def step(self, phase: Phase, batch: Batch, share: float) -> ForwardResult:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sfi_agent.embedded.documents import Document, FragmentTable, make_document
+from sfi_agent.embedded.documents import Document, make_document
 from sfi_agent.embedded.sources import MAX_TARGETS, ROLES
+from sfi_agent.embedded.writer import FragmentTable
 
 __all__ = ["Batch", "make_batch"]
 
-_ROWS = {"bind": 112, "plan": 128, "name": 64, "value": 112, "spread": 24}
+_ROWS = {"bind": 112, "plan": 128, "name": 64, "value": 112, "spread": 24, "missing": 24}
 """Rows per document whose attention is supervised; more are sampled down to this many."""
 _BACK_ROWS = 24
 
@@ -49,6 +50,7 @@ def make_batch(
     *,
     last_position: int = 0,
     log_share: tuple[float, float] = (0.3, 0.9),
+    missing_share: float = 0.0,
 ) -> Batch:
     """The batch of this name.
 
@@ -59,10 +61,16 @@ def make_batch(
         table: Token ids of fragments.
         last_position: Two documents of three have gaps between log lines and between turns, up
             to this last position; none has if it is below the length.
-        log_share: See `make_document`.
+        log_share, missing_share: See `make_document`.
     """
     made = [
-        make_document(f"{name}:{length_tokens}:{index}", length_tokens, table, log_share=log_share)
+        make_document(
+            f"{name}:{length_tokens}:{index}",
+            length_tokens,
+            table,
+            log_share=log_share,
+            missing_share=missing_share,
+        )
         for index in range(documents)
     ]
     ids = np.stack([np.frombuffer(document.ids, dtype=np.uint16) for document in made])

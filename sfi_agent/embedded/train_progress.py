@@ -22,6 +22,7 @@ class Shape:
         tokens: Length of each document.
         documents: Documents per batch.
         log_share: Least and greatest share of a document that is the log.
+        missing_share: Share of the facts that the log does not state.
         last_position: Documents are stretched up to this position; 0 leaves them as they are.
     """
 
@@ -29,6 +30,7 @@ class Shape:
     documents: int
     log_share: tuple[float, float]
     last_position: int = 0
+    missing_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

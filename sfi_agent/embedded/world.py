@@ -119,7 +119,14 @@ def make_office(
     rng.shuffle(lines)
     header = ("Office log of", f" {day}", ":")
     return Office(
-        day, variant, people, projects, person_fields, project_fields, header, style.prefix,
+        day,
+        variant,
+        people,
+        projects,
+        person_fields,
+        project_fields,
+        header,
+        style.prefix,
         tuple(lines),
     )
 

@@ -20,7 +20,8 @@ class StepRecord:
             replaced a fast one of the same token.
         slow_step: The session's kind of slow step; None on fast steps and in mode dense.
         reason: Why the step was slow, such as "prefill" or a detector's reason; "" on fast steps.
-        memory_tokens: Tokens per KV head that the step could attend to.
+        memory_tokens: Tokens per KV head that fast steps can attend to after this step, averaged
+            over sparse layers and heads; the whole history in mode dense.
         segment_tokens: Tokens since the last slow step, this one included.
         seconds: Wall-clock time of the step.
         position: Absolute position of the token in the sequence.

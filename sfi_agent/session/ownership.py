@@ -34,7 +34,8 @@ class Ownership:
                     f"called session.{action}() while the session is busy",
                     got=f"session.{self._holder}() still under way",
                     allowed="one call at a time per session",
-                    remedy="finish or close the running stream, or use session.fork()",
+                    remedy="wait for it, or finish or close the running stream; a fork made "
+                    "before can work beside it",
                 )
             )
         self._holder = action

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from sfi_agent.cli import chat_command, demo_command
@@ -34,12 +33,3 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     for command in (demo_command, chat_command):
         monkeypatch.setattr(command, "load_engine", lambda *_, **__: engine)
     return engine
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks of these tests are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

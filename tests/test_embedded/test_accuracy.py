@@ -12,15 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 from sfi_agent.embedded import accuracy
 from sfi_agent.embedded.cases import Case
+from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.embedded.network import build_network
 from sfi_agent.embedded.questions import KINDS
 
 
 def test_wilson_interval_reference_values() -> None:
-    assert accuracy.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    low, high = accuracy.wilson_interval(200, 200)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    low, high = wilson_interval(200, 200)
     assert high == pytest.approx(1.0) and low == pytest.approx(0.98115, abs=1e-5)
-    assert accuracy.wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_held_out_cases_cover_kinds_and_variants_evenly() -> None:
@@ -80,7 +81,7 @@ def test_batched_generation_equals_one_at_a_time(
         seed=5,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,

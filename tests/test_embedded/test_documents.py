@@ -6,12 +6,14 @@ import json
 import re
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
-from sfi_agent.embedded.documents import FragmentTable, make_document
-from sfi_agent.embedded.train_data import ENTROPY_ROWS, make_batch
+from sfi_agent.embedded.documents import make_document
+from sfi_agent.embedded.sources import ROLES
+from sfi_agent.embedded.train_data import make_batch
+from sfi_agent.embedded.writer import FragmentTable
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +86,64 @@ def test_documents_follow_from_their_key(table: FragmentTable) -> None:
     assert first.ids != make_document("b", 700, table).ids
 
 
-def test_batches_hold_ids_mask_and_rows_inside_answers(table: FragmentTable) -> None:
-    batch = make_batch("k", 600, 3, table)
-    assert batch.ids.shape == batch.answered.shape == (3, 600)
-    assert batch.rows.shape == (3, ENTROPY_ROWS)
-    assert 0.02 < batch.answered.mean() < 0.8
-    assert batch.rows.min() >= 0 and batch.rows.max() < 600
-    for document in range(3):
-        predicts = batch.answered[document][np.minimum(batch.rows[document] + 1, 599)]
-        assert predicts.mean() > 0.75
-    again = make_batch("k", 600, 3, table)
-    assert (again.ids == batch.ids).all() and (again.rows == batch.rows).all()
+def test_batches_hold_ids_mask_and_sources(table: FragmentTable) -> None:
+    batch = make_batch("k", 600, 3, table, last_position=5000)
+    assert batch.ids.shape == batch.answered.shape == batch.positions.shape == (3, 600)
+    assert 0.02 < batch.answered.float().mean() < 0.8
+    assert set(batch.sources) == {*ROLES, "back1", "back2", "back3"}
+    for rows, targets in batch.sources.values():
+        assert rows.shape == targets.shape[:2]
+        there = targets >= 0
+        assert bool((targets <= rows[..., None])[there].all())
+        assert rows.max() < 600
+    again = make_batch("k", 600, 3, table, last_position=5000)
+    assert torch.equal(again.ids, batch.ids) and torch.equal(again.positions, batch.positions)
+
+
+def test_gaps_stand_between_lines_and_turns_only(table: FragmentTable) -> None:
+    stretched = 0
+    for index in range(6):
+        batch = make_batch(f"gap:{index}", 400, 1, table, last_position=4000)
+        document = make_document(f"gap:{index}:400:0", 400, table)
+        steps = batch.positions[0].diff()
+        assert steps.min() >= 1 and batch.positions.max() <= 4000
+        widened = {int(place) + 1 for place in (steps > 1).nonzero()}
+        assert widened <= set(document.breaks)
+        stretched += bool(widened)
+    assert stretched >= 2
+    plain = make_batch("gap:0", 400, 1, table)
+    assert torch.equal(plain.positions[0], torch.arange(400))
+
+
+def test_sources_point_at_what_the_answer_repeats(
+    tokenizer: PreTrainedTokenizerFast, table: FragmentTable
+) -> None:
+    """The token that a row predicts stands at each of its targets."""
+    seen = {"value": 0, "name": 0}
+    for index in range(10):
+        document = make_document(f"source:{index}", 900, table)
+        ids = document.ids
+        for role in seen:
+            for row, targets in document.sources[role]:
+                around = str(tokenizer.decode(ids[row : row + 2].tolist()))
+                if role == "name" and ("tool_call" in around or '":' in around):
+                    continue
+                for target in targets:
+                    word = str(tokenizer.decode([ids[target]]))
+                    if role == "value" or word.strip().istitle():
+                        assert ids[row + 1] == ids[target], (role, row, target)
+                        seen[role] += 1
+    assert seen["value"] > 100 and seen["name"] > 20
+
+
+def test_statements_are_bound_to_their_subject(
+    tokenizer: PreTrainedTokenizerFast, table: FragmentTable
+) -> None:
+    document = make_document("bound", 700, table)
+    log = {row for row, _ in document.sources["bind"] if row < document.answers[0][0] - 1}
+    assert len(log) > 100
+    for row, (target,) in document.sources["bind"]:
+        if row in log:
+            assert str(tokenizer.decode([document.ids[target]])).istitle()
+            between = tokenizer.decode(document.ids[target:row].tolist())
+            assert "\n" not in str(between)

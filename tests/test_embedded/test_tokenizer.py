@@ -13,10 +13,10 @@ from sfi_agent.embedded import make_case, make_tools
 from sfi_agent.embedded.lexicon import (
     CITIES,
     DEPARTMENTS,
-    PERSON_NAMES,
-    PROJECT_NAMES,
     MONTHS,
     NUMBERS,
+    PERSON_NAMES,
+    PROJECT_NAMES,
 )
 
 _PREFIX = "<|im_start|>assistant\n"

@@ -5,6 +5,7 @@ Run with `python -m pytest -m gpu`; needs no package beyond those of the engine 
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_full_budget_equals_dense(family: Family, dtype: torch.dtype) -> None:
     exact = dtype is torch.float32
     dense = play(engine, EVERYTHING.replace(mode="dense"), TURNS, new_tokens=20)
     sparse = play(engine, EVERYTHING, TURNS, new_tokens=20)
-    if same_tokens(dense, sparse, EVERYTHING, tolerance=1e-4 if exact else 4 * ROUNDING):
+    if same_tokens(dense, sparse, EVERYTHING, tolerance=1e-4 if exact else 10 * ROUNDING):
         assert dense.ids == sparse.ids
     if exact or family.name not in _ROUTED:
         expected = dense_logits(engine.model, sparse.ids)
@@ -86,7 +87,7 @@ def test_every_selector_that_fills_its_budget_equals_dense(selector: dict[str, A
 
 @over_families
 def test_a_session_equals_a_plain_forward_with_the_same_steps(family: Family) -> None:
-    @for_each(family.name, 3, config=sparse_policies(family.name))
+    @for_each(family.name, 3, config=sparse_policies())
     def check(config: SessionConfig) -> None:
         engine = engine_of(family, torch.float32)
         played = play(engine, config, TURNS, new_tokens=9, look=True)
@@ -211,7 +212,10 @@ def test_a_fast_step_never_waits_for_the_device(selector: str, measure_mass: boo
         refresh_memory(sequence, build_selector({"name": selector}), segment_capacity=6)
         runner.fast(sequence, 4, measure_mass=measure_mass)
         addresses = [layer.memory.keys.data_ptr() for layer in sequence.layers if layer.memory]
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            # torch says that this mode is a prototype; the test wants it all the same.
+            warnings.simplefilter("ignore", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
         try:
             for token in tokens:
                 output = runner.fast(sequence, token, measure_mass=measure_mass)

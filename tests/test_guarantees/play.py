@@ -224,6 +224,9 @@ def same_tokens(
             assert one.position == other.position
             logits = first.row_logits[one.position - 1]
             lead = choice_lead(logits, config, one.position)
-            assert lead <= tolerance * float(logits.abs().max()), one.position
+            allowed = tolerance * float(logits.abs().max())
+            assert lead <= allowed, (
+                f"position {one.position}: led by {lead:.3g}, {allowed:.3g} allowed"
+            )
             return False
     return True

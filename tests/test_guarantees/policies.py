@@ -142,22 +142,16 @@ samplings: st.SearchStrategy[dict[str, Any]] = st.one_of(
 
 
 @st.composite
-def sparse_policies(draw: st.DrawFn, family: str, *, full_budget: bool = False) -> SessionConfig:
-    """Any slow-fast policy over any detectors, that the model of a family can follow.
+def sparse_policies(draw: st.DrawFn, *, full_budget: bool = False) -> SessionConfig:
+    """Any slow-fast policy over any detectors.
 
     With `full_budget` the memory has room for everything and the selector fills it.
     """
     memory = draw(memories)
     if full_budget:
         memory = {**memory, "selected_tokens": 1000}
-    detectors = draw(boundaries)
-    layers = {f.name: f for f in FAMILIES}[family]
-    sparse = set(layers.sparse_layers) - set(memory["dense_layers"])
-    if not sparse:
-        # Without a sparse layer there is no selected mass that drift could look at.
-        detectors = [entry for entry in detectors if entry["name"] != "drift"]
     return SessionConfig(
-        boundaries=detectors,
+        boundaries=draw(boundaries),
         selector=draw(st.sampled_from(FILLING_SELECTORS if full_budget else SELECTORS)),
         memory=memory,
         refresh=draw(refreshes),

@@ -18,7 +18,7 @@ NEW_TOKENS = 8
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_same_policy_and_ids_give_the_same_bits(family: str) -> None:
-    @for_each(family, 3, config=sparse_policies(family), turns=turns_of_ids)
+    @for_each(family, 3, config=sparse_policies(), turns=turns_of_ids)
     def check(config: SessionConfig, turns: list[list[int]]) -> None:
         first = play(tiny_engine(family), config, turns, new_tokens=NEW_TOKENS)
         second = play(tiny_engine(family), config, turns, new_tokens=NEW_TOKENS)
@@ -32,7 +32,7 @@ def test_another_seed_samples_something_else_and_changes_nothing_greedy(family: 
     @for_each(
         family,
         2,
-        config=sparse_policies(family),
+        config=sparse_policies(),
         seeds=st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=2, unique=True),
     )
     def check(config: SessionConfig, seeds: list[int]) -> None:

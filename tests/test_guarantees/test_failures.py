@@ -189,7 +189,7 @@ def test_a_step_interrupted_in_any_layer_leaves_a_session_that_goes_on(family: s
     @for_each(
         family,
         4,
-        config=sparse_policies(family, full_budget=True),
+        config=sparse_policies(full_budget=True),
         prompt=prompts,
         layer=st.integers(0, 1),
         call=st.integers(1, 9),

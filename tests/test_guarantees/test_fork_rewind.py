@@ -40,8 +40,8 @@ def test_a_parent_is_bit_identical_after_its_forks_ran(family: str) -> None:
     @for_each(
         family,
         3,
-        config=sparse_policies(family),
-        other=sparse_policies(family),
+        config=sparse_policies(),
+        other=sparse_policies(),
         turns=st.lists(prompts, min_size=4, max_size=4),
         chunk=chunk_sizes,
     )
@@ -75,7 +75,7 @@ def test_forks_are_sessions_of_the_same_past(family: str) -> None:
     @for_each(
         family,
         3,
-        config=sparse_policies(family, full_budget=True),
+        config=sparse_policies(full_budget=True),
         turns=st.lists(prompts, min_size=3, max_size=3),
         cut=st.integers(1, 5),
     )
@@ -104,7 +104,7 @@ def test_a_rewind_equals_never_having_gone_there(family: str) -> None:
     @for_each(
         family,
         4,
-        config=sparse_policies(family),
+        config=sparse_policies(),
         turns=st.lists(prompts, min_size=3, max_size=3),
         kept=st.integers(1, NEW_TOKENS),
         chunk=chunk_sizes,

@@ -29,7 +29,7 @@ NEW_TOKENS = 7
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_full_budget_equals_dense(family: str) -> None:
-    policies = sparse_policies(family, full_budget=True)
+    policies = sparse_policies(full_budget=True)
 
     @for_each(family, 4, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
     def check(config: SessionConfig, turns: list[list[int]], chunk: int | None) -> None:
@@ -73,7 +73,7 @@ def test_a_late_turn_in_mode_dense_equals_a_fresh_recompute(family: str) -> None
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_late_turn_at_full_budget_equals_a_fresh_recompute(family: str) -> None:
-    policies = sparse_policies(family, full_budget=True)
+    policies = sparse_policies(full_budget=True)
 
     @for_each(family, 3, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
     def check(config: SessionConfig, turns: list[list[int]], chunk: int | None) -> None:

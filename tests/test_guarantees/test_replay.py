@@ -24,7 +24,7 @@ NEW_TOKENS = 9
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_session_equals_a_plain_forward_with_the_same_steps(family: str) -> None:
-    @for_each(family, 5, config=sparse_policies(family), turns=turns_of_ids, chunk=chunk_sizes)
+    @for_each(family, 5, config=sparse_policies(), turns=turns_of_ids, chunk=chunk_sizes)
     def check(config: SessionConfig, turns: list[list[int]], chunk: int | None) -> None:
         engine = tiny_engine(family, chunk)
         played = play(engine, config, turns, new_tokens=NEW_TOKENS, look=True)

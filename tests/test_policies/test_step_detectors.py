@@ -109,8 +109,14 @@ def test_entropy_options_have_ranges(options: dict[str, Any]) -> None:
         EntropyConfig.model_validate(options)
 
 
-@pytest.mark.parametrize("detector", [Entropy(EntropyConfig()), Drift(DriftConfig())])
-def test_an_event_without_what_is_needed_is_an_error(detector: Entropy | Drift) -> None:
+def test_a_model_without_sparse_layers_does_not_drift() -> None:
+    detector = Drift(DriftConfig())
+    assert detector.after_step(StepEvent(3)) is None
+    assert detector.after_step(StepEvent(4, selected_mass=0.0)) is not None
+
+
+def test_an_event_without_what_is_needed_is_an_error() -> None:
+    detector = Entropy(EntropyConfig())
     with pytest.raises(InputError, match="allowed: events that carry what `needs` names"):
         detector.after_step(StepEvent(3))
     assert detector.after_token(TokenEvent(1, 4)) is None

@@ -30,14 +30,6 @@ CONFIG = SessionConfig(
 PROMPT = list(range(10, 40))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def session() -> Iterator[Session]:
     with tiny_engine("llama").session(CONFIG) as opened:
