@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.decoder import DecodeLimits
-from sfi_agent.errors import InputError, TemplateError, explain
+from sfi_agent.errors import TemplateError, explain
 from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.arguments import at_least, integers
 from sfi_agent.session.chat import Chat, make_chat
 from sfi_agent.session.events import Event, TurnEnd
 from sfi_agent.session.marks import Mark, MarkKeeper
@@ -132,7 +133,7 @@ class Session:
             InputError, ContextOverflowError, TemplateError, SessionBusy, SessionStateError: As in
                 `send`. An overflow in a later turn leaves the earlier ones in place.
         """
-        events = self._events("run", message, _checked_turns(max_turns))
+        events = self._events("run", message, at_least("max_turns", max_turns, 1))
         reply = sum_replies(event.reply for event in events if isinstance(event, TurnEnd))
         if reply.finish_reason == "tool_calls":
             # Only `cancel()`, while the tools ran, lets a run end between calls and answer.
@@ -154,7 +155,7 @@ class Session:
             InputError, ContextOverflowError, TemplateError, SessionBusy, SessionStateError: As in
                 `send`, when the first event is asked for.
         """
-        events = self._events("stream", message, _checked_turns(max_turns))
+        events = self._events("stream", message, at_least("max_turns", max_turns, 1))
         self._stream = weakref.ref(events)
         return events
 
@@ -183,23 +184,18 @@ class Session:
             SessionBusy: Another call on this session is under way.
             SessionStateError: The session is closed.
         """
-        if max_new_tokens is None:
-            max_new_tokens = self.config.sampling.max_new_tokens
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-            raise _bad_limit(max_new_tokens)
-        if max_new_tokens < 0:
-            raise _bad_limit(max_new_tokens)
-        stops = _checked_stops(stop_ids)
+        wanted = self.config.sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit, stops = at_least("max_new_tokens", wanted, 0), integers("stop_ids", stop_ids)
         with self._owner.held_for("decode"):
             self._cancelled.clear()
-            new_ids = self._core.append(token_ids, max_new_tokens)
+            new_ids = self._core.append(token_ids, limit)
             generated: list[int] = []
             try:
-                if max_new_tokens == 0:
+                if limit == 0:
                     self._core.prefill()
                 else:
-                    limits = DecodeLimits(max_new_tokens, stops, self._cancelled.is_set)
-                    generated.extend(item.token_id for item in self._core.steps(limits))
+                    until = DecodeLimits(limit, stops, self._cancelled.is_set)
+                    generated.extend(item.token_id for item in self._core.steps(until))
             finally:
                 if self._chat is not None:
                     self._chat.append_raw(new_ids, generated)
@@ -321,35 +317,3 @@ class Session:
                 kept = runner.smallest_kept_tokens
                 if kept is not None and kept < before:
                     self._marks.note_cut(kept)
-
-
-def _checked_turns(max_turns: object) -> int:
-    if isinstance(max_turns, bool) or not isinstance(max_turns, int) or max_turns < 1:
-        raise InputError(
-            explain(
-                "asked for a tool loop",
-                got=f"max_turns={max_turns!r}",
-                allowed="an integer of at least 1",
-            )
-        )
-    return max_turns
-
-
-def _checked_stops(stop_ids: Collection[int]) -> frozenset[int]:
-    found = list(stop_ids) if isinstance(stop_ids, Iterable) else [stop_ids]
-    bad = [value for value in found if isinstance(value, bool) or not isinstance(value, int)]
-    if bad or not isinstance(stop_ids, Iterable):
-        raise InputError(
-            explain("gave stop ids", got=repr(stop_ids), allowed="a collection of integers")
-        )
-    return frozenset(found)
-
-
-def _bad_limit(given: object) -> InputError:
-    return InputError(
-        explain(
-            "asked for new tokens",
-            got=f"max_new_tokens={given!r}",
-            allowed="an integer of at least 0",
-        )
-    )
