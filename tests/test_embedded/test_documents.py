@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sfi_agent.embedded.documents import make_document
+from sfi_agent.embedded.documents import GUESS, make_document
+from sfi_agent.embedded.fragments import Line
 from sfi_agent.embedded.sources import ROLES
 from sfi_agent.embedded.train_data import make_batch
 from sfi_agent.embedded.writer import FragmentTable
@@ -147,3 +148,35 @@ def test_statements_are_bound_to_their_subject(
             assert str(tokenizer.decode([document.ids[target]])).istitle()
             between = tokenizer.decode(document.ids[target:row].tolist())
             assert "\n" not in str(between)
+
+
+def test_missing_facts_are_asked_for_but_stand_nowhere(
+    tokenizer: PreTrainedTokenizerFast, table: FragmentTable
+) -> None:
+    guesses = 0
+    for index in range(6):
+        name = f"gaps:{index}"
+        document = make_document(name, 900, table, missing_share=0.3)
+        assert make_document(name, 900, table).ids != document.ids
+        guesses += sum(kind == GUESS for kind, _, _ in document.turns)
+        for row, (target,) in document.sources["missing"]:
+            word = str(tokenizer.decode([document.ids[target]])).strip()
+            assert word.istitle() and target < row
+            value = str(tokenizer.decode([document.ids[row + 1]]))
+            phrase = str(tokenizer.decode(document.ids[row - 1 : row + 1].tolist()))
+            log = str(tokenizer.decode(document.ids[: document.answers[0][0]].tolist()))
+            if '":' not in phrase:
+                stated = [line for line in log.split("\n") if f" {word}{phrase}{value}" in line]
+                assert not stated
+    assert guesses > 6
+    assert all(kind != GUESS for kind, _, _ in make_document("gaps:0", 900, table).turns)
+
+
+def test_a_line_can_lose_facts() -> None:
+    text = (" Mara", " works", " for", " sales", ",", " lives", " in", " Lyon", " and")
+    line = Line((*text, " keeps", " badge", " 412", "."), "Mara", ("department", "city", "badge"))
+    shorter = line.without({"city"})
+    assert shorter is not None
+    assert "".join(shorter.fragments) == " Mara works for sales and keeps badge 412."
+    assert shorter.keys == ("department", "badge")
+    assert line.without(()) is line and line.without(set(line.keys)) is None
