@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def _one_thread() -> None:
     """Networks and tensors here are so small that threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _structlog_as_it_was() -> Iterator[None]:
+    """`structlog.testing.capture_logs` leaves structlog configured, which turns printing on."""
+    yield
+    structlog.reset_defaults()
 
 
 def _paths_of_the_packages() -> list[str]:

@@ -120,11 +120,9 @@ def make_document(
     log_pending = not (tools and rng.random() < 0.4)
     if not log_pending:
         _open_log(writer, office, lines)
-    kinds = [kind for kind in _KIND_WEIGHTS if tools or kind != "tool"]
-    weights = [_KIND_WEIGHTS[kind] for kind in kinds]
     turns: list[tuple[str, int, int]] = []
     while len(writer.ids) < length_tokens:
-        turn = make_turn(rng, office, rng.choices(kinds, weights)[0])
+        turn = make_turn(rng, office, _draw_kind(rng, tools))
         writer.open_message("user")
         if log_pending:
             writer.log(office, lines)
@@ -135,6 +133,11 @@ def make_document(
         span = _converse(writer, turn)
         turns.append((turn.kind if writer.notes.guesses == guesses else GUESS, *span))
     return _cut(writer, turns, length_tokens)
+
+
+def _draw_kind(rng: random.Random, tools: bool) -> str:
+    kinds = [kind for kind in _KIND_WEIGHTS if tools or kind != "tool"]
+    return rng.choices(kinds, [_KIND_WEIGHTS[kind] for kind in kinds])[0]
 
 
 def _converse(writer: DocumentWriter, turn: Turn) -> tuple[int, int]:

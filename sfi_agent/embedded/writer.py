@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfi_agent.embedded import chat_format
@@ -31,13 +30,6 @@ class FragmentTable:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, array[int]] = {}
-
-    @classmethod
-    def from_file(cls, path: Path) -> FragmentTable:
-        """Read a saved `tokenizer.json`."""
-        from tokenizers import Tokenizer
-
-        return cls(Tokenizer.from_file(str(path)))
 
     def ids(self, fragment: str) -> array[int]:
         """Token ids of one fragment."""
@@ -81,25 +73,30 @@ class DocumentWriter:
                 self.notes.log_line(line.subject, line.keys, starts)
 
     def open_message(self, role: str) -> None:
+        """Start a message of the user or the system."""
         if role == "user":
             self.breaks.append(len(self.ids))
         self.add((f"{chat_format.MESSAGE_OPEN}{role}\n",))
 
     def close_message(self) -> None:
+        """End what `open_message` or `open_results` started."""
         self.add((MESSAGE_END,))
 
     def question(self, turn: Turn) -> QuestionSpan:
+        """Write the question; returns where its nouns and names stand."""
         starts = self.add(turn.question)
         return QuestionSpan(
             tuple(starts[noun] for noun in turn.nouns), tuple(starts[name] for name in turn.names)
         )
 
     def open_answer(self, question: QuestionSpan) -> None:
+        """Start a message of the assistant that answers this question."""
         self.add((f"{chat_format.MESSAGE_OPEN}assistant\n",))
         self.notes.opening(len(self.ids) - 1, question)
         self.answers.append((len(self.ids), len(self.ids)))
 
     def close_answer(self) -> tuple[int, int]:
+        """End it; returns the span of what the assistant wrote."""
         self.add((chat_format.MESSAGE_CLOSE,))
         self.answers[-1] = (self.answers[-1][0], len(self.ids))
         self.add(("\n",))
@@ -126,9 +123,11 @@ class DocumentWriter:
         self.close_answer()
 
     def open_results(self) -> None:
+        """Start the message that carries tool results."""
         self.add((f"{chat_format.MESSAGE_OPEN}user",))
 
     def result(self, text: str) -> None:
+        """One result such as "badge 412 gets phone 231"."""
         self.add((f"\n{chat_format.RESULT_OPEN}\n",))
         starts = self.add(_as_words(text))
         words = text.split(" ")
@@ -136,6 +135,7 @@ class DocumentWriter:
         self.add((f"\n{chat_format.RESULT_CLOSE}",))
 
     def final_answer(self, turn: Turn, question: QuestionSpan) -> tuple[int, int]:
+        """The sentences of the answer; returns their span."""
         self.open_answer(question)
         for index, sentence in enumerate(turn.sentences):
             starts = self.add(sentence.fragments)

@@ -61,7 +61,8 @@ def test_json_goes_to_stdout_and_to_the_file(invoke: Invoke, tmp_path: Path) -> 
     ("arguments", "said"),
     [
         (["--shape", "qwen9"], "got 'qwen9'; allowed: qwen3-0.6b"),
-        (["--dtype", "int3"], "allowed: bfloat16, float32, float16"),
+        (["--dtype", "int3"], "allowed: auto, float32, bfloat16, float16"),
+        (["--dtype", "auto"], "there is no checkpoint to take it from"),
         (["--device", "warp"], "got 'warp'; allowed: auto, cpu"),
         (["--device", "meta"], "got 'meta'; allowed: auto, cpu"),
         (["--context", "100"], "more than sink + recent"),
