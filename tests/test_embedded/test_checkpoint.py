@@ -53,13 +53,12 @@ def test_dense_answers_are_right_at_1k(engine: Engine, kind: str, variant: str) 
         said = _answer(engine, case)
         if not score(case, said).exact:
             wrong.append((said, case.expected))
-    assert len(wrong) <= 1, wrong
+    assert not wrong
 
 
 def test_a_dense_report_is_right_at_4k(engine: Engine) -> None:
     case = make_case(41, kind="report", log_tokens=4096)
-    found = score(case, _answer(engine, case))
-    assert found.sentences_right >= found.sentences - 1
+    assert score(case, _answer(engine, case)).exact
 
 
 def test_a_conversation_opens_the_log_and_calls_tools(engine: Engine) -> None:
@@ -73,8 +72,8 @@ def test_a_conversation_opens_the_log_and_calls_tools(engine: Engine) -> None:
             reply = session.run(case.question, max_turns=3)
             right += score(case, reply.text).exact
         results = [m["content"] for m in session.messages if m["role"] == "tool"]
-    assert right >= 3
-    assert set(call.result for case in conversation.turns for call in case.calls) & set(results)
+    assert right == 4
+    assert {call.result for case in conversation.turns for call in case.calls} & set(results)
 
 
 def test_presets_are_compared_on_the_same_reports(engine: Engine) -> None:
@@ -90,10 +89,38 @@ def test_presets_are_compared_on_the_same_reports(engine: Engine) -> None:
     assert (dense.policy, faithful.policy) == ("dense", "faithful")
     assert dense.sentences == faithful.sentences > 2
     assert dense.sentences_right >= dense.sentences - 1
-    assert faithful.sentences_right >= 0.6 * faithful.sentences
-    assert dense.slow_share > 0.9 > 0.4 > faithful.slow_share > 0
+    assert faithful.sentences_right >= dense.sentences - 1
+    assert dense.slow_share > 0.9 > 0.3 > faithful.slow_share > 0
     assert faithful.tokens > 30 and faithful.dense_passes >= faithful.retries
     assert "| faithful | easy |" in office_table(results)
     record = faithful.as_json()
     low, high = record["sentence_interval_95"]
     assert low <= record["sentence_share"] <= high
+
+
+def test_a_fact_that_the_log_lacks_leaves_the_model_unsure(engine: Engine) -> None:
+    """What the entropy detector with retries relies on."""
+    case = make_case(51, kind="attribute", log_tokens=1024)
+    *rest, value = case.sentences[0].rstrip(".").split(" ")
+    subject = rest[0]
+    log = "\n".join(line for line in case.log.split("\n") if f" {subject} " not in line)
+    entropies = []
+    for text in (case.log, log):
+        with engine.session(_DENSE) as session:
+            tokenizer = engine.tokenizer
+            assert tokenizer is not None
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": f"{text}\n\n{case.question}"}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            answer = "".join(f" {word}" for word in rest)
+            session.decode(
+                tokenizer.encode(f"{prompt}{answer}", add_special_tokens=False), max_new_tokens=0
+            )
+            shares = session.next_logits().log_softmax(-1)
+        entropies.append(float(-(shares.exp() * shares).sum()))
+        known = text == case.log
+        best = str(tokenizer.decode([int(shares.argmax())]))
+        assert (best == f" {value}") == known
+    assert entropies[0] < 0.1 and entropies[1] > 0.5
