@@ -14,8 +14,8 @@ from sfi_agent.protocols import Evidence, Selection, Selector
 __all__ = ["layer_evidence", "refresh_memory"]
 
 _EVIDENCE_CHUNK_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Keys are widened to float32 in pieces of this size: on a CPU they then stay in its cache, which
-makes the pass as quick as attention itself; on a GPU fewer launches count for more."""
+"""Keys are widened to float32 in pieces of this size: on a CPU the widened copy then never leaves
+the cache, on a GPU fewer launches count for more."""
 
 
 def refresh_memory(
