@@ -63,13 +63,13 @@ def engine_of(family: Family, dtype: torch.dtype) -> Engine:
 @over_families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_full_budget_equals_dense(family: Family, dtype: torch.dtype) -> None:
-    """float32: 1e-4 of the largest logit. bfloat16: the gap rule of `test_bfloat16`, with 10
-    instead of 4 roundings: on a device dense and fast steps run different kernels."""
+    """float32: 1e-4 of the largest logit. bfloat16: the gap rule of `test_bfloat16`, with 5
+    instead of 4 roundings: Qwen2 on an H200 flips a token that led by three steps of bfloat16."""
     engine = engine_of(family, dtype)
     exact = dtype is torch.float32
     dense = play(engine, EVERYTHING.replace(mode="dense"), TURNS, new_tokens=20)
     sparse = play(engine, EVERYTHING, TURNS, new_tokens=20)
-    if same_tokens(dense, sparse, EVERYTHING, tolerance=1e-4 if exact else 10 * ROUNDING):
+    if same_tokens(dense, sparse, EVERYTHING, tolerance=1e-4 if exact else 5 * ROUNDING):
         assert dense.ids == sparse.ids
     if exact or family.name not in _ROUTED:
         expected = dense_logits(engine.model, sparse.ids)

@@ -302,3 +302,18 @@ def test_a_second_caller_gets_busy_not_a_race() -> None:
             worker.join(20)
     assert len(session.token_ids) == len(PROMPT) + 4
     session.close()
+
+
+def test_sessions_in_threads_do_not_disturb_each_other() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = tiny_engine("qwen3")
+    prompts = [list(range(start, start + 30)) for start in (5, 20, 35, 50)]
+
+    def decode(prompt: list[int]) -> list[int]:
+        with engine.session(CONFIG) as session:
+            return session.decode(prompt, max_new_tokens=12)
+
+    alone = [decode(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(decode, prompts)) == alone
