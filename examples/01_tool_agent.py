@@ -41,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     config = SessionConfig.preset(
         options.preset,
-        slow_step="observe",
         memory={"selected_tokens": options.selected_tokens, "recent_tokens": 128},
         sampling={"max_new_tokens": options.max_new_tokens},
     )

@@ -82,7 +82,7 @@ def policies(base: SessionConfig, selected_tokens: int) -> dict[str, SessionConf
     memory = {"selected_tokens": selected_tokens, "recent_tokens": 128}
     sampling = base.sampling
     named = {
-        name: SessionConfig.preset(name, slow_step="observe", memory=memory, sampling=sampling)
+        name: SessionConfig.preset(name, memory=memory, sampling=sampling)
         for name in ("faithful", "balanced", "fast", "published")
     }
     for selector in ("span", "random", "window"):

@@ -39,6 +39,7 @@ from sfi_agent.protocols import (
 from sfi_agent.settings import Settings
 
 if TYPE_CHECKING:
+    from sfi_agent.engine.instruments import FastAttention, Instruments
     from sfi_agent.observe.trace import StepRecord
     from sfi_agent.session.engine import Engine
     from sfi_agent.session.events import (
@@ -64,7 +65,9 @@ __all__ = [
     "ContextOverflowError",
     "Engine",
     "Evidence",
+    "FastAttention",
     "InputError",
+    "Instruments",
     "Mark",
     "ModelInUseError",
     "NothingPendingError",
@@ -102,6 +105,8 @@ __all__ = [
 
 _RESOLVED_ON_FIRST_USE = {
     "Engine": "sfi_agent.session.engine",
+    "FastAttention": "sfi_agent.engine.instruments",
+    "Instruments": "sfi_agent.engine.instruments",
     "Mark": "sfi_agent.session.marks",
     "ReasoningDelta": "sfi_agent.session.events",
     "Reply": "sfi_agent.session.reply",

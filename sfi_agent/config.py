@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,10 @@ from sfi_agent.config_sections import (
     RefreshSettings,
     SamplingSettings,
     ToolSettings,
-    only_built,
 )
 from sfi_agent.errors import ConfigError
 from sfi_agent.plugin_options import BoundaryEntry, SelectorEntry
-from sfi_agent.presets import log_runs_with_observe, preset_named
+from sfi_agent.presets import preset_named
 from sfi_agent.problems import Problem, problems_error
 
 if TYPE_CHECKING:
@@ -76,10 +75,11 @@ class SessionConfig(ConfigModel):
         "history for every token.",
         json_schema_extra={"unit": "choice"},
     )
-    slow_step: Annotated[Literal["observe", "rectify", "verify"], only_built("observe")] = Field(
+    slow_step: Literal["observe", "rectify", "verify"] = Field(
         default="observe",
         description="What a slow step does with the segment before it: observe keeps it; rectify "
-        "and verify, which compute it again densely, are not built yet.",
+        "computes its keys and values again densely; verify also keeps only those tokens that "
+        "dense decoding chooses.",
         json_schema_extra={"unit": "choice"},
     )
     boundaries: tuple[BoundaryEntry, ...] = Field(
@@ -139,23 +139,18 @@ class SessionConfig(ConfigModel):
     def preset(cls, name: str, **overrides: Unpack[SessionKeys]) -> SessionConfig:
         """A named starting point, with changes merged into it.
 
-        Sections are merged key by key; `boundaries` and `selector` are replaced. `balanced` and
-        `faithful` are meant for slow_step rectify, which is not built yet: they run with observe,
-        and the warning event `preset_runs_with_observe` in the log says so.
+        Sections are merged key by key; `boundaries` and `selector` are replaced.
 
         Args:
-            name: published, fast, balanced or faithful; exact is refused until verify is built.
+            name: published, fast, balanced, faithful or exact.
             overrides: Keys of a configuration, such as `memory={"selected_tokens": 512}`.
 
         Raises:
-            ConfigError: The preset is unknown or cannot run, or an override is not valid.
+            ConfigError: The preset is unknown, or an override is not valid.
         """
         preset = preset_named(name)
-        base = {"slow_step": "observe", **preset.settings}
-        config = cls.model_validate(merge_deeply(base, overrides))
-        if preset.runs_with_observe and "slow_step" not in overrides:
-            log_runs_with_observe(preset)
-        return config
+        base = {"slow_step": preset.slow_step, **preset.settings}
+        return cls.model_validate(merge_deeply(base, overrides))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SessionConfig:

@@ -1,9 +1,7 @@
 """The named starting points of `SessionConfig.preset`.
 
-The numbers are starting values; those of `published` are the ones printed with the method (SFI,
-arXiv 2603.12038). Two presets are meant for the slow step kind `rectify`, which is not built yet:
-they run with `observe` and log `preset_runs_with_observe`. `exact` promises what only `verify`
-can keep, so it is refused.
+The numbers of `published` are the ones printed with the method (SFI, arXiv 2603.12038); those of
+the others follow from measurements (docs/policy_study.md).
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Any, Literal
 
 from sfi_agent.errors import ConfigError, explain
 
-__all__ = ["PRESETS", "Preset", "log_runs_with_observe", "preset_named"]
+__all__ = ["PRESETS", "Preset", "preset_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Preset:
     Attributes:
         name: What users say.
         summary: What it is for, as a sentence.
-        slow_step: The slow step kind it is meant for.
+        slow_step: The kind of its slow steps.
         settings: Everything else, as a configuration would write it.
     """
 
@@ -32,16 +30,6 @@ class Preset:
     summary: str
     slow_step: Literal["observe", "rectify", "verify"]
     settings: Mapping[str, Any]
-
-    @property
-    def runs_with_observe(self) -> bool:
-        """Whether this preset is meant for `rectify` and runs with `observe` until it is built."""
-        return self.slow_step == "rectify"
-
-    @property
-    def can_run(self) -> bool:
-        """False for a preset whose promise only `verify` can keep, until that is built."""
-        return self.slow_step != "verify"
 
 
 def _settings(
@@ -116,37 +104,13 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of that name, if it can run.
+    """The preset of that name.
 
     Raises:
-        ConfigError: The name is unknown, or the preset needs what is not built yet.
+        ConfigError: The name is unknown.
     """
-    runnable = ", ".join(known for known, preset in PRESETS.items() if preset.can_run)
     preset = PRESETS.get(name) if isinstance(name, str) else None
     if preset is None:
-        raise ConfigError(explain("no preset has this name", got=repr(name), allowed=runnable))
-    if not preset.can_run:
-        raise ConfigError(
-            explain(
-                f"the preset {name!r} cannot run",
-                got=f"slow_step {preset.slow_step!r}, which is not built yet",
-                allowed=runnable,
-                remedy="Use mode='dense' for the output of dense decoding",
-            )
-        )
+        allowed = ", ".join(PRESETS)
+        raise ConfigError(explain("no preset has this name", got=repr(name), allowed=allowed))
     return preset
-
-
-def log_runs_with_observe(preset: Preset) -> None:
-    """Warn in the log that this preset runs with another slow step kind than it is meant for."""
-    # Imported here because most configurations log nothing.
-    from sfi_agent.observe.log import log_event
-
-    log_event(
-        "warning",
-        "preset_runs_with_observe",
-        preset=preset.name,
-        meant_for=preset.slow_step,
-        runs_with="observe",
-        reason=f"slow_step {preset.slow_step} is not built yet",
-    )

@@ -121,8 +121,6 @@ def test_an_element_of_a_list_is_named_by_its_place() -> None:
 @pytest.mark.parametrize(
     ("keys", "path", "value"),
     [
-        ({"slow_step": "rectify"}, "slow_step", "'rectify'"),
-        ({"slow_step": "verify"}, "slow_step", "'verify'"),
         ({"tools": {"constrain_calls": True}}, "tools.constrain_calls", "True"),
         ({"tools": {"decode_calls": "exact"}}, "tools.decode_calls", "'exact'"),
         ({"tools": {"timeout_seconds": 5.0}}, "tools.timeout_seconds", "5.0"),
@@ -414,16 +412,19 @@ def test_yaml_numbers_follow_yaml_1_2(tmp_path: Path) -> None:
 
 def test_presets_of_the_contract() -> None:
     text = [{"name": "punctuation"}, {"name": "structure"}]
+    unsure, slightly, later = entropy(0.3, "now"), entropy(0.02, "now"), entropy(0.3, "next")
     rows: dict[str, tuple[Any, ...]] = {
-        "published": (text[:1], "kl_fusion", 4, 4096, 256, 16, 96, ()),
-        "fast": (text, "per_head", 4, 1024, 128, 16, 128, ()),
-        "balanced": ([*text, entropy(0.3, "now")], "per_head", 4, 2048, 256, 16, 96, ()),
-        "faithful": ([*text, entropy(0.02, "now")], "per_head", 4, 2048, 256, 8, 64, (0, 1)),
+        "published": ("observe", text[:1], "kl_fusion", 4, 4096, 256, 16, 96, ()),
+        "fast": ("observe", text, "per_head", 4, 1024, 128, 16, 128, ()),
+        "balanced": ("rectify", [*text, unsure], "per_head", 4, 2048, 256, 16, 96, ()),
+        "faithful": ("rectify", [*text, slightly], "per_head", 4, 2048, 256, 8, 64, (0, 1)),
+        "exact": ("verify", [*text, later], "per_head", 4, 2048, 256, 4, 32, ()),
     }
     for name, row in rows.items():
         config = SessionConfig.preset(name)
         memory, refresh = config.memory, config.refresh
         assert (
+            config.slow_step,
             [entry.flat() for entry in config.boundaries],
             config.selector.name,
             memory.sink_tokens,
@@ -433,8 +434,7 @@ def test_presets_of_the_contract() -> None:
             refresh.max_segment_tokens,
             memory.dense_layers,
         ) == row
-        assert config.slow_step == "observe"
-    assert set(PRESETS) == {*rows, "exact"}
+    assert set(PRESETS) == set(rows)
 
 
 def entropy(threshold_nats: float, when: str) -> dict[str, Any]:
@@ -455,41 +455,12 @@ def test_preset_overrides_merge_deeply_and_are_validated() -> None:
         SessionConfig.preset("fast", memory=5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="name: missing"):
         SessionConfig.preset("published", selector={"alpha": 0.1})
-    with pytest.raises(ConfigError, match="not built yet"):
-        SessionConfig.preset("balanced", slow_step="rectify")
+    assert SessionConfig.preset("balanced", slow_step="observe").slow_step == "observe"
 
 
-def test_presets_that_cannot_run_yet() -> None:
-    with pytest.raises(ConfigError, match="'exact' cannot run; got slow_step 'verify'"):
-        SessionConfig.preset("exact", slow_step="observe")
-    with pytest.raises(ConfigError, match="published, fast, balanced, faithful"):
+def test_unknown_presets_name_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="published, fast, balanced, faithful, exact"):
         SessionConfig.preset("faithfull")
-    for name, expected in {"published": 0, "fast": 0, "balanced": 1, "faithful": 1}.items():
-        with structlog.testing.capture_logs() as events:
-            SessionConfig.preset(name)
-        assert len(events) == expected
-        for event in events:
-            assert event["event"] == "preset_runs_with_observe"
-            assert event["log_level"] == "warning"
-            assert (event["preset"], event["meant_for"]) == (name, "rectify")
-    with structlog.testing.capture_logs() as events:
-        SessionConfig.preset("faithful", slow_step="observe")
-    assert not events
-
-
-def test_the_warning_is_seen_and_leaves_stdout_to_the_program(
-    child_environment: Callable[..., dict[str, str]],
-) -> None:
-    program = "from sfi_agent import SessionConfig; SessionConfig.preset('balanced')"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        timeout=100,
-    )
-    assert done.returncode == 0 and done.stdout == ""
-    assert "preset_runs_with_observe" in done.stderr and "balanced" in done.stderr
 
 
 def test_replace_merges_like_preset() -> None:

@@ -19,6 +19,8 @@ EXPECTED = {
     "BoundaryDetector",
     "Engine",
     "Evidence",
+    "FastAttention",
+    "Instruments",
     "Mark",
     "ReasoningDelta",
     "Reply",

@@ -21,8 +21,7 @@ __all__ = [
     "choose_config",
 ]
 
-_RUNNABLE = [name for name, preset in PRESETS.items() if preset.can_run]
-_PRESET_HELP = f"A named policy: {', '.join(_RUNNABLE)}."
+_PRESET_HELP = f"A named policy: {', '.join(PRESETS)}."
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Color = Annotated[bool, typer.Option("--color/--no-color", help="Use colours on a terminal.")]

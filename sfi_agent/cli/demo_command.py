@@ -116,8 +116,7 @@ def _policy(file: Path | None, preset: str | None) -> tuple[SessionConfig, str]:
         name = f"preset {preset}" if preset is not None else str(file)
         return choose_config(file, preset).replace(sampling=sampling), name
     memory = {"selected_tokens": _SELECTED_TOKENS}
-    # Said here and printed by the demo: the preset is meant for another kind of slow step.
-    config = SessionConfig.preset(_PRESET, slow_step="observe", memory=memory, sampling=sampling)
+    config = SessionConfig.preset(_PRESET, memory=memory, sampling=sampling)
     return config, f"preset {_PRESET} with {_SELECTED_TOKENS} selected tokens"
 
 

@@ -117,11 +117,10 @@ def _preset_row(preset: Preset) -> str:
     entries = [
         " ".join(str(value) for value in entry.values()) for entry in preset.settings["boundaries"]
     ]
-    status = {"observe": "observe", "rectify": "rectify; runs with observe for now"}
     cells = (
         f"`{preset.name}`",
         preset.summary,
-        status.get(preset.slow_step, f"{preset.slow_step}; refused until it is built"),
+        preset.slow_step,
         ", ".join(entries),
         preset.settings["selector"]["name"],
         f"{memory['sink_tokens']} / {memory['selected_tokens']} / {memory['recent_tokens']}",

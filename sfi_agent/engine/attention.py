@@ -8,6 +8,7 @@ without a cache and without a mask: what a layer sees depends on nothing but the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.sdpa import attend_history
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.errors import ModelInUseError, UnsupportedModelError, explain
@@ -49,6 +51,7 @@ class StepContext:
         capture_rows: How many of the newest post-RoPE queries each sparse layer keeps as evidence.
         measure_mass: Whether fast steps measure their attention mass on the selected tokens.
         selected_mass: One `[]` float32 tensor per sparse layer, when measured.
+        on_fast_attention: Told about every sparse layer of a fast step; None costs nothing.
     """
 
     kind: Literal["dense", "fast"]
@@ -56,6 +59,7 @@ class StepContext:
     capture_rows: int = 0
     measure_mass: bool = False
     selected_mass: list[Tensor] = field(default_factory=list)
+    on_fast_attention: Callable[[FastAttention], None] | None = None
 
 
 def register_attention() -> None:
@@ -114,6 +118,9 @@ def slow_fast_attention(
         out = layer.memory.attend(rows, layer.scale)
         if sfi.measure_mass:
             sfi.selected_mass.append(layer.memory.selected_mass(rows, layer.scale))
+        if sfi.on_fast_attention is not None:
+            position, index = sfi.sequence.processed_tokens, int(module.layer_idx)  # type: ignore[arg-type]
+            sfi.on_fast_attention(FastAttention(index, position, rows, out, layer))
     else:
         layer.history.append(keys, values)
         out = _attend_dense(rows, layer)

@@ -2,275 +2,202 @@
 
     dense prefill of everything unprocessed, refresh
       -> choose a token -> detectors see it -> kind of the next step
-           slow: flush the segment, dense step, refresh
+           slow: close the segment, dense step, refresh
            fast: step over the memory -> detectors see the step
                    "now": discard it, run the same token densely, refresh (a retry)
 
-Every decoding starts with a dense prefill of at least the pending token, so no selection outlives
-a turn. Ids and keys stay consistent when a step raises or the caller stops listening.
+Under verify the tokens of fast steps are drafts: see `engine/drafting.py`. Every decoding starts
+with a dense prefill of at least the pending token, so no selection outlives a turn. Ids and keys
+stay consistent when a step raises or the caller stops listening.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfi_agent.engine.boundaries import BoundaryMonitor
-from sfi_agent.engine.refresh import refresh_memory
-from sfi_agent.engine.runner import Runner, StepOutput
-from sfi_agent.engine.sampling import Sampler, entropy_nats
+from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState, StepSettings
+from sfi_agent.engine.draft_length import DraftLength
+from sfi_agent.engine.drafting import Drafter
+from sfi_agent.engine.instruments import Instruments
+from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.schedule import SegmentSchedule
-from sfi_agent.engine.sequence import SequenceState
-from sfi_agent.observe.trace import StepRecord
-from sfi_agent.protocols import Selection, Selector, StepEvent
+from sfi_agent.engine.steps import Steps, TokenChooser
+from sfi_agent.observe.trace import StepKind, StepRecord
+from sfi_agent.protocols import Selector
 
-__all__ = ["DecodeLimits", "Decoder", "DecodingState", "RefreshObserver"]
-
-StepKind = Literal["fast", "slow", "retry"]
-RefreshObserver = Callable[[int, list[Selection | None]], None]
-"""Called after a refresh with the history length and the selection per layer."""
-
-
-@dataclass(slots=True)
-class DecodingState:
-    """A sequence as the decoder leaves it: ids, keys and values.
-
-    Attributes:
-        ids: Every token of the sequence, raw. The last one may be unprocessed (pending).
-        sequence: Keys and values of the processed ones.
-    """
-
-    ids: list[int]
-    sequence: SequenceState
-
-    @property
-    def unprocessed(self) -> list[int]:
-        return self.ids[self.sequence.processed_tokens :]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """When a decoding ends.
-
-    Attributes:
-        max_new_tokens: At most so many tokens are chosen, at least 1.
-        stop_ids: Choosing one of these ends the decoding; it is the last token returned.
-        cancelled: Asked between steps; true ends the decoding.
-    """
-
-    max_new_tokens: int
-    stop_ids: frozenset[int] = frozenset()
-    cancelled: Callable[[], bool] = field(default=lambda: False)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A token drawn from a step's logits, and what was read from the device with it."""
-
-    token_id: int
-    entropy_nats: float | None
-    selected_mass: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepSettings:
-    """What the decoder takes from a configuration.
-
-    Attributes:
-        sparse: False in mode dense, where every step is a dense one.
-        minimum_segment_tokens: See `SegmentSchedule`.
-        maximum_segment_tokens: See `SegmentSchedule`.
-        evidence_queries: Query rows a slow step hands to the selector.
-        prefill_evidence_queries: Query rows a prefill hands to the selector.
-    """
-
-    sparse: bool
-    minimum_segment_tokens: int
-    maximum_segment_tokens: int
-    evidence_queries: int
-    prefill_evidence_queries: int
+__all__ = ["Decoder"]
 
 
 class Decoder:
     """Decodes one sequence under one policy.
 
     Args:
-        runner: Executes the steps.
+        runner: Executes forward passes.
         sampler: Chooses tokens.
         selector: Fills the memory; unused in mode dense.
         monitor: The boundary detectors; unused in mode dense.
         settings: See `StepSettings`.
-        on_refresh: Told about every refresh, for reports; None costs nothing.
     """
 
     def __init__(
         self,
         runner: Runner,
-        sampler: Sampler,
+        sampler: TokenChooser,
         selector: Selector,
         monitor: BoundaryMonitor,
         settings: StepSettings,
-        on_refresh: RefreshObserver | None = None,
     ) -> None:
-        self._runner = runner
+        self.steps = Steps(runner, sampler, selector, monitor, settings)
         self._sampler = sampler
-        self._selector = selector
-        self._monitor = monitor
         self._settings = settings
-        self._on_refresh = on_refresh
 
-    def decode(self, state: DecodingState, limits: DecodeLimits) -> Iterator[StepRecord]:
+    def attach(self, instruments: Instruments) -> None:
+        """Let these functions look on from now on, in place of earlier ones."""
+        self.steps.instruments = instruments
+
+    def decode(
+        self, state: DecodingState, limits: DecodeLimits, chooser: TokenChooser | None = None
+    ) -> Iterator[StepRecord]:
         """Process what is unprocessed, then choose tokens until a limit.
 
         Args:
             state: Has at least one unprocessed id; changed as tokens are chosen. Between two
-                yields, and when the iterator is closed, ids and keys are consistent.
+                yields ids are consistent, and when the iterator is closed keys are too.
             limits: When to end.
+            chooser: Chooses tokens in place of the sampler.
 
         Yields:
             One record per chosen token, already appended to `state.ids`.
         """
-        sequence = state.sequence
+        self.steps.chooser = chooser or self._sampler
+        settings = self._settings
+        schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
         try:
-            yield from self._steps(state, limits)
+            if settings.sparse and settings.slow_step == "verify":
+                yield from self._decode_verified(state, limits, schedule)
+            else:
+                yield from self._decode_directly(state, limits, schedule)
         finally:
-            sequence.flush_segment()
-            if not state.unprocessed:
-                # A plugin raised between a step and the draw from it: the last id is pending
-                # again, so that the caller can go on from it.
-                sequence.cut(len(state.ids) - 1)
+            self.steps.close(state)
 
     def next_logits(self, state: DecodingState) -> Tensor:
         """Float32 `[vocabulary]` of the token after the last id; the state is left as it was."""
         sequence, todo = state.sequence, state.unprocessed
         before = sequence.processed_tokens
         try:
-            output = self._runner.dense(sequence, todo)
+            output = self.steps.runner.dense(sequence, todo)
         finally:
             sequence.cut(before)
         assert output is not None
         return output.logits
 
-    def _steps(self, state: DecodingState, limits: DecodeLimits) -> Iterator[StepRecord]:
-        settings = self._settings
-        schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
-        segment_capacity = min(settings.maximum_segment_tokens, limits.max_new_tokens) + 1
+    def _decode_directly(
+        self, state: DecodingState, limits: DecodeLimits, schedule: SegmentSchedule
+    ) -> Iterator[StepRecord]:
+        capacity = self._segment_capacity(limits)
         started = time.perf_counter()
-        output = self._prefill(state, limits, segment_capacity)
-        if output is None:
+        choice = self.steps.prefill(state, limits, capacity)
+        if choice is None:
             return
         kind: StepKind = "slow"
         reason = "prefill"
-        choice = self._choose(output, len(state.ids))
         for count in range(1, limits.max_new_tokens + 1):
-            state.ids.append(choice.token_id)
-            yield self._record(state, kind, reason, time.perf_counter() - started)
+            yield self._keep(state, choice, kind, reason, time.perf_counter() - started)
             if choice.token_id in limits.stop_ids or count == limits.max_new_tokens:
                 return
             if limits.cancelled():
                 return
             started = time.perf_counter()
             self._show_token(state, schedule, choice)
-            kind, reason, choice = self._next(state, schedule, choice, segment_capacity)
-
-    def _prefill(
-        self, state: DecodingState, limits: DecodeLimits, segment_capacity: int
-    ) -> StepOutput | None:
-        todo = state.unprocessed
-        rows = self._settings.prefill_evidence_queries if self._settings.sparse else 0
-        output = self._runner.dense(
-            state.sequence, todo, evidence_rows=rows, interrupted=limits.cancelled
-        )
-        if output is not None and self._settings.sparse:
-            self._refresh(state, segment_capacity)
-            self._monitor.reset(todo)
-        return output
+            kind, reason, choice = self._next(state, schedule, choice, capacity)
 
     def _next(
         self, state: DecodingState, schedule: SegmentSchedule, choice: Choice, capacity: int
     ) -> tuple[StepKind, str, Choice]:
         """Process the chosen token and draw the one after it."""
-        token, position = choice.token_id, len(state.ids)
         if not self._settings.sparse:
-            return "slow", "dense", self._choose(self._dense_step(state, token), position)
+            return "slow", "dense", self.steps.dense(state)
         reason = schedule.slow_reason()
         if reason is not None:
-            return "slow", reason, self._slow(state, schedule, token, capacity)
-        output = self._runner.fast(state.sequence, token, measure_mass=self._monitor.needs_mass)
-        schedule.took_fast()
-        drawn = self._choose(output, position)
-        event = StepEvent(position - 1, drawn.entropy_nats, drawn.selected_mass)
-        boundary = self._monitor.after_step(event)
+            schedule.took_slow()
+            return "slow", reason, self.steps.slow(state, capacity)
+        drawn, boundary = self.steps.fast(state, choice.token_id, len(state.ids) - 1)
         if boundary is not None and boundary.when == "now":
             # The draw is thrown away with the step; noise belongs to positions, so nothing moves.
             state.sequence.discard_fast_token()
-            return "retry", boundary.reason, self._slow(state, schedule, token, capacity)
+            schedule.took_slow()
+            return "retry", boundary.reason, self.steps.slow(state, capacity)
+        schedule.took_fast()
         if boundary is not None:
             schedule.report(boundary.reason)
         return "fast", "", drawn
 
-    def _slow(
-        self, state: DecodingState, schedule: SegmentSchedule, token: int, capacity: int
-    ) -> Choice:
-        state.sequence.flush_segment()
-        output = self._dense_step(state, token)
-        self._refresh(state, capacity)
-        schedule.took_slow()
-        return self._choose(output, len(state.ids))
+    def _decode_verified(
+        self, state: DecodingState, limits: DecodeLimits, schedule: SegmentSchedule
+    ) -> Iterator[StepRecord]:
+        capacity = self._segment_capacity(limits)
+        length = DraftLength(schedule.minimum_tokens, schedule.maximum_tokens)
+        started = time.perf_counter()
+        choice = self.steps.prefill(state, limits, capacity)
+        if choice is None:
+            return
+        yield self._keep(state, choice, "slow", "prefill", time.perf_counter() - started)
+        left = limits.max_new_tokens - 1
+        drafter = Drafter(self.steps, schedule)
+        while left and choice.token_id not in limits.stop_ids and not limits.cancelled():
+            schedule.maximum_tokens = length.tokens()
+            draft = drafter.draft(state, choice, left, limits)
+            if draft is None:
+                return
+            started = time.perf_counter()
+            verdict = self.steps.verify(state, draft.token_ids, capacity, closing=draft.closing)
+            seconds = time.perf_counter() - started
+            length.note(len(draft.tokens), verdict.accepted)
+            drafter.settle(draft, verdict.accepted)
+            for record in drafter.records(state, draft, verdict, seconds):
+                state.ids.append(record.token_id)
+                state.prompt_start = len(state.ids) - 1
+                left -= 1
+                yield record
+                if limits.cancelled():
+                    return
+            if verdict.choice is None:
+                return
+            choice = verdict.choice
 
-    def _dense_step(self, state: DecodingState, token: int) -> StepOutput:
-        rows = self._settings.evidence_queries if self._settings.sparse else 0
-        output = self._runner.dense(state.sequence, [token], evidence_rows=rows)
-        assert output is not None
-        return output
-
-    @torch.no_grad()
-    def _refresh(self, state: DecodingState, segment_capacity: int) -> None:
-        selections = refresh_memory(state.sequence, self._selector, segment_capacity)
-        if self._on_refresh is not None:
-            self._on_refresh(state.sequence.processed_tokens, selections)
-
-    def _choose(self, output: StepOutput, position: int) -> Choice:
-        """Draw on the device and read token, entropy and mass in one transfer."""
-        numbers = [self._sampler.choose(output.logits, position).double()]
-        if self._monitor.needs_entropy:
-            numbers.append(entropy_nats(output.logits).double())
-        if output.selected_mass is not None:
-            numbers.append(output.selected_mass.double())
-        token, *rest = torch.stack(numbers).tolist()
-        entropy = rest.pop(0) if self._monitor.needs_entropy else None
-        return Choice(int(token), entropy, rest.pop(0) if rest else None)
+    def _keep(
+        self, state: DecodingState, choice: Choice, kind: StepKind, reason: str, seconds: float
+    ) -> StepRecord:
+        """Make a chosen token part of the sequence."""
+        on_logits = self.steps.instruments.on_logits
+        if on_logits is not None and choice.logits is not None:
+            on_logits(len(state.ids), choice.logits)
+        state.ids.append(choice.token_id)
+        state.prompt_start = len(state.ids) - 1
+        layout, sparse = state.sequence.layout, self._settings.sparse
+        return StepRecord(
+            kind=kind,
+            slow_step=None if kind == "fast" or not sparse else self._settings.slow_step,
+            reason=reason,
+            memory_tokens=state.sequence.visible_tokens,
+            segment_tokens=layout.segment_tokens if layout is not None else 0,
+            seconds=seconds,
+            position=len(state.ids) - 1,
+            token_id=choice.token_id,
+            dense_passes=int(kind != "fast" and reason != "prefill"),
+        )
 
     def _show_token(self, state: DecodingState, schedule: SegmentSchedule, choice: Choice) -> None:
         if not self._settings.sparse:
             return
         position = len(state.ids) - 1
-        boundary = self._monitor.after_token(choice.token_id, position, choice.entropy_nats)
+        boundary = self.steps.monitor.after_token(choice.token_id, position, choice.entropy_nats)
         if boundary is not None:
             schedule.report(boundary.reason)
 
-    def _record(
-        self, state: DecodingState, kind: StepKind, reason: str, seconds: float
-    ) -> StepRecord:
-        layout = state.sequence.layout
-        return StepRecord(
-            kind=kind,
-            slow_step=None if kind == "fast" or not self._settings.sparse else "observe",
-            reason=reason,
-            memory_tokens=self._memory_tokens(state),
-            segment_tokens=layout.segment_tokens if layout is not None else 0,
-            seconds=seconds,
-            position=len(state.ids) - 1,
-            token_id=state.ids[-1],
-        )
-
-    def _memory_tokens(self, state: DecodingState) -> int:
-        layout = state.sequence.layout
-        if layout is None or not layout.ready:
-            return state.sequence.processed_tokens
-        return layout.visible_tokens
+    def _segment_capacity(self, limits: DecodeLimits) -> int:
+        return min(self._settings.maximum_segment_tokens, limits.max_new_tokens) + 1

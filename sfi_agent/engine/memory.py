@@ -201,7 +201,7 @@ class LayerMemory:
             return attend_rows(query, self.keys[:, visible], self.values[:, visible], scale)
         kv_heads = self.keys.shape[0]
         folded = query.reshape(1, kv_heads, -1, query.shape[-1])
-        mask = self._visible()[None, :, None, :].expand(-1, -1, folded.shape[2], -1)
+        mask = self.visible()[None, :, None, :].expand(-1, -1, folded.shape[2], -1)
         out = F.scaled_dot_product_attention(
             folded, self.keys[None], self.values[None], attn_mask=mask, scale=scale
         )
@@ -211,10 +211,10 @@ class LayerMemory:
         """Share of the token's attention on the selected part, mean over heads: `[]` float32."""
         folded = query.reshape(self.keys.shape[0], -1, query.shape[-1]).float()
         logits = torch.matmul(folded, self.keys.float().transpose(-1, -2)) * scale
-        logits = logits.masked_fill(~self._visible()[:, None, :], float("-inf"))
+        logits = logits.masked_fill(~self.visible()[:, None, :], float("-inf"))
         return logits.softmax(-1)[..., : self.layout.selected_capacity].sum(-1).mean()
 
-    def _visible(self) -> Tensor:
+    def visible(self) -> Tensor:
         """`[kv_heads, capacity]` bool from device-side bounds, the token just written included."""
         slots = torch.arange(self.layout.capacity, device=self.keys.device)
         return (slots >= self.starts[:, None]) & (slots <= self.layout.write_index)

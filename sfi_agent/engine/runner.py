@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sfi_agent.engine.attention import StepContext
+from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.model_shape import ModelShape
 from sfi_agent.engine.sequence import SequenceState
 
@@ -91,8 +92,26 @@ class Runner:
         assert output is not None
         return output
 
+    def block(self, sequence: SequenceState, ids: Sequence[int]) -> Tensor:
+        """Process a few tokens densely in one pass and keep what each of them tells.
+
+        Args:
+            sequence: Its segment must have been flushed or dropped.
+            ids: At least one token; every query row is kept for a refresh.
+
+        Returns:
+            Logits `[tokens, vocabulary]` float32: row i is for the token after `ids[i]`.
+        """
+        context = StepContext("dense", sequence, capture_rows=len(ids))
+        return self._forward(context, ids, logit_rows=len(ids)).logits.view(len(ids), -1)
+
     def fast(
-        self, sequence: SequenceState, token: Tensor | int, *, measure_mass: bool = False
+        self,
+        sequence: SequenceState,
+        token: Tensor | int,
+        *,
+        measure_mass: bool = False,
+        on_fast_attention: Callable[[FastAttention], None] | None = None,
     ) -> StepOutput:
         """Process one token over the memory.
 
@@ -100,9 +119,12 @@ class Runner:
             sequence: Its memory must be ready.
             token: The id, an int or a `[]` int64 tensor on the device.
             measure_mass: Whether to measure the attention mass on the selected tokens.
+            on_fast_attention: See `Instruments`.
         """
         assert sequence.layout is not None and sequence.layout.ready
-        context = StepContext("fast", sequence, measure_mass=measure_mass)
+        context = StepContext(
+            "fast", sequence, measure_mass=measure_mass, on_fast_attention=on_fast_attention
+        )
         if isinstance(token, int):
             # Filled on the device: copying a number there would make the host wait.
             token = torch.full((), token, dtype=torch.int64, device=self.shape.device)
@@ -111,7 +133,9 @@ class Runner:
         return output
 
     @torch.no_grad()
-    def _forward(self, context: StepContext, ids: Sequence[int] | Tensor) -> StepOutput:
+    def _forward(
+        self, context: StepContext, ids: Sequence[int] | Tensor, logit_rows: int = 1
+    ) -> StepOutput:
         sequence = context.sequence
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.shape.device).view(1, -1)
         first = sequence.processed_tokens
@@ -123,7 +147,7 @@ class Runner:
                 input_ids=tokens,
                 position_ids=positions,
                 use_cache=False,
-                logits_to_keep=1,
+                logits_to_keep=logit_rows,
                 sfi=context,
             )
         except BaseException:
@@ -131,7 +155,8 @@ class Runner:
             raise
         sequence.processed_tokens = last
         mass = torch.stack(context.selected_mass).mean() if context.selected_mass else None
-        return StepOutput(result.logits[0, -1].float(), mass)
+        logits = result.logits[0] if logit_rows > 1 else result.logits[0, -1]
+        return StepOutput(logits.float(), mass)
 
 
 def _chunks(total: int, size: int, last_at_least: int) -> list[tuple[int, int]]:

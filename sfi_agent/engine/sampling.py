@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Sampler", "entropy_nats", "uniform_noise"]
+__all__ = ["GivenTokens", "Sampler", "entropy_nats", "uniform_noise"]
 
 # Finaliser constants of splitmix64 (Steele, Lea and Flood 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -74,8 +74,27 @@ class Sampler:
         return scores
 
 
+@dataclass(frozen=True, slots=True)
+class GivenTokens:
+    """Takes tokens as given, whatever the logits say (teacher forcing).
+
+    Attributes:
+        first_position: Absolute position of the first one.
+        token_ids: In order.
+    """
+
+    first_position: int
+    token_ids: tuple[int, ...]
+
+    def choose(self, logits: Tensor, position: int) -> Tensor:
+        """The token given for a position, `[]` int64 on the device of the logits."""
+        token = self.token_ids[position - self.first_position]
+        return torch.full((), token, dtype=torch.int64, device=logits.device)
+
+
 def entropy_nats(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats, `[]` float32; 0 is certain, log(vocabulary) is flat."""
+    """Entropy of softmax(logits) in nats, float32 over the last dimension; 0 is certain,
+    log(vocabulary) is flat."""
     log_probabilities = logits.log_softmax(-1)
     return -(log_probabilities.exp() * log_probabilities.clamp(min=-1e30)).sum(-1)
 

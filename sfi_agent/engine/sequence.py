@@ -1,7 +1,8 @@
 """The state of one sequence: a history and, on sparse layers, a memory per layer.
 
 Invariant between steps: every layer's history holds all processed tokens, except that the fast
-tokens of the open segment live in the memory of sparse layers until `flush_segment`.
+tokens of the open segment live in the memory of sparse layers until `flush_segment` copies them
+over or `drop_segment` forgets them.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class SequenceState:
     def segment_tokens(self) -> int:
         return self.layout.segment_tokens if self.layout is not None else 0
 
+    @property
+    def visible_tokens(self) -> int:
+        """Tokens a fast step could attend to now, averaged over sparse layers and KV heads; the
+        whole history where no memory is ready."""
+        if self.layout is None or not self.layout.ready:
+            return self.processed_tokens
+        return self.layout.visible_tokens
+
     def flush_segment(self) -> None:
         """Copy the open segment's keys and values from the memory into the history."""
         tokens = self.segment_tokens
@@ -88,6 +97,16 @@ class SequenceState:
                 layer.history.append(*layer.memory.segment(tokens))
         self.layout.advance(-tokens)
         self.layout.ready = False
+
+    def drop_segment(self) -> None:
+        """Forget the open segment's keys and values, so that its tokens can be processed densely.
+
+        Every layer then holds the tokens before the segment and no others.
+        """
+        tokens = self.segment_tokens
+        if tokens and self.layout is not None:
+            self.layout.advance(-tokens)
+            self.cut(self.processed_tokens - tokens)
 
     def discard_fast_token(self) -> None:
         """Take back the last fast step, so that its token can be processed densely."""

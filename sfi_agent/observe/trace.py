@@ -26,6 +26,11 @@ class StepRecord:
         seconds: Wall-clock time of the step.
         position: Absolute position of the token in the sequence.
         token_id: The token.
+        dense_passes: Passes over the whole history that this token cost, prefills not counted:
+            1 for slow and retry steps, and for the last token of drafts that a verification at
+            the end of a decoding let stand.
+        drafted_tokens: Drafts that this token's pass verified; 0 without verify.
+        accepted_tokens: How many of them stood.
     """
 
     kind: StepKind
@@ -36,3 +41,6 @@ class StepRecord:
     seconds: float
     position: int
     token_id: int
+    dense_passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

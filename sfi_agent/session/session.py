@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
-from sfi_agent.engine.decoder import DecodeLimits
+from sfi_agent.engine.decoding_state import DecodeLimits
+from sfi_agent.engine.instruments import Instruments
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.arguments import at_least, integers
@@ -200,6 +201,44 @@ class Session:
                 if self._chat is not None:
                     self._chat.append_raw(new_ids, generated)
             return generated
+
+    def follow(self, token_ids: Sequence[int]) -> list[StepRecord]:
+        """Decode as the policy does, but with given tokens in place of chosen ones.
+
+        Teacher forcing: kinds of steps, refreshes and retries are those that the policy takes on
+        this text. `attach` sees what the model would have said.
+
+        Args:
+            token_ids: What comes after the pending token.
+
+        Returns:
+            The records of these tokens, which are now part of the session.
+
+        Raises:
+            InputError, NothingPendingError, ContextOverflowError, SessionBusy, SessionStateError:
+                As in `decode`.
+        """
+        with self._owner.held_for("follow"):
+            self._cancelled.clear()
+            given = self._core.given(token_ids)
+            records: list[StepRecord] = []
+            try:
+                if given:
+                    until = DecodeLimits(len(given), cancelled=self._cancelled.is_set)
+                    records.extend(self._core.steps(until, given))
+            finally:
+                if self._chat is not None:
+                    self._chat.append_raw([], [record.token_id for record in records])
+            return records
+
+    def attach(self, instruments: Instruments) -> None:
+        """Let functions look on at every later step, in place of those attached before.
+
+        Raises:
+            SessionBusy: Another call on this session is under way.
+        """
+        with self._owner.held_for("attach"):
+            self._core.attach(instruments)
 
     def next_logits(self) -> Tensor:
         """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.

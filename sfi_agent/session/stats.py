@@ -16,12 +16,13 @@ class SessionStats:
 
     Attributes:
         generated_tokens: Tokens chosen and kept.
-        fast_tokens: Drawn from steps over the memory.
+        fast_tokens: Drawn from steps over the memory (and verified, under verify).
         slow_tokens: Drawn from dense steps, the first token of each turn included.
         retry_tokens: Drawn from dense steps that replaced a fast one.
-        dense_passes: Dense steps over the history: slow and retry steps, not prefills.
+        dense_passes: Passes over the whole history: slow, retry and verifying steps, not prefills.
         slow_share: `dense_passes / generated_tokens`, 0 to 1, lower is cheaper.
-        acceptance: Share of fast tokens that verification kept; None unless verified.
+        acceptance: Share of drafts that verification let stand, 0 to 1, higher is better; None
+            where nothing was verified.
         history_tokens: Tokens whose keys and values are kept.
         history_bytes: Bytes of the history buffers (extents shared with a parent not counted).
         memory_bytes: Bytes of the memory buffers.
@@ -49,8 +50,9 @@ class SessionStats:
     ) -> SessionStats:
         """Count a trace."""
         kinds = [record.kind for record in trace]
-        prefills = sum(record.reason == "prefill" for record in trace)
-        passes = kinds.count("slow") + kinds.count("retry") - prefills
+        passes = sum(record.dense_passes for record in trace)
+        drafted = sum(record.drafted_tokens for record in trace)
+        accepted = sum(record.accepted_tokens for record in trace)
         return cls(
             generated_tokens=len(kinds),
             fast_tokens=kinds.count("fast"),
@@ -58,7 +60,7 @@ class SessionStats:
             retry_tokens=kinds.count("retry"),
             dense_passes=passes,
             slow_share=passes / len(kinds) if kinds else 0.0,
-            acceptance=None,
+            acceptance=accepted / drafted if drafted else None,
             history_tokens=history_tokens,
             history_bytes=history_bytes,
             memory_bytes=memory_bytes,

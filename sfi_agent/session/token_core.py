@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.boundaries import BoundaryMonitor
-from sfi_agent.engine.decoder import DecodeLimits, Decoder, DecodingState, StepSettings
+from sfi_agent.engine.decoder import Decoder
+from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSettings
+from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.memory import MemoryLayout
-from sfi_agent.engine.sampling import Sampler
+from sfi_agent.engine.sampling import GivenTokens, Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import (
@@ -46,18 +48,14 @@ class TokenCore:
     Args:
         engine: Model, tokenizer and runner.
         config: The policy.
-        on_refresh: See `Decoder`.
     """
 
-    def __init__(
-        self, engine: Engine, config: SessionConfig, on_refresh: Callable[..., None] | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, config: SessionConfig) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.engine = engine
         self.config = config
         self.trace: list[StepRecord] = []
         self.status: Literal["new", "open", "closed"] = "new"
-        self._on_refresh = on_refresh
         self._decoder = self._make_decoder()
         self._state: DecodingState | None = None
         self._release: weakref.finalize[[PreTrainedModel], TokenCore] | None = None
@@ -138,20 +136,42 @@ class TokenCore:
 
     def forget(self, kept_tokens: int) -> None:
         """Keep the first ids with all of their history, and their records."""
-        state = self._opened()
-        del state.ids[kept_tokens:]
-        if state.sequence.processed_tokens > kept_tokens:
-            state.sequence.cut(kept_tokens)
+        self._opened().keep(kept_tokens)
         while self.trace and self.trace[-1].position >= kept_tokens:
             self.trace.pop()
 
-    def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
-        """Decode until a limit; every record is in the trace when it is yielded."""
-        for record in self._decoder.decode(self._opened(), limits):
+    def steps(
+        self, limits: DecodeLimits, given_ids: Sequence[int] | None = None
+    ) -> Iterator[StepRecord]:
+        """Decode until a limit; every record is in the trace when it is yielded.
+
+        Args:
+            limits: When to end.
+            given_ids: Taken in place of chosen tokens; at least as many as the limits allow.
+        """
+        state = self._opened()
+        chooser = None if given_ids is None else GivenTokens(len(state.ids), tuple(given_ids))
+        for record in self._decoder.decode(state, limits, chooser):
             self.trace.append(record)
             if record.kind != "fast" and self.config.mode == "slow_fast":
                 log_event("debug", "slow_step", session=self.id, **asdict(record))
             yield record
+
+    def attach(self, instruments: Instruments) -> None:
+        """See `Instruments`."""
+        self._decoder.attach(instruments)
+
+    def given(self, ids: Sequence[int]) -> list[int]:
+        """Check ids that are to be decoded in place of chosen ones.
+
+        Raises:
+            InputError: An id is not an integer of the vocabulary.
+            NothingPendingError: No unprocessed id is there to decode behind.
+            ContextOverflowError: The model's context would not hold them.
+        """
+        checked = self._checked(ids)
+        self.append([], len(checked))
+        return checked
 
     def prefill(self) -> None:
         """Process all ids but the last, which stays pending."""
@@ -185,6 +205,7 @@ class TokenCore:
         child.open()
         assert child._state is not None
         child._state.ids.extend(state.ids)
+        child._state.prompt_start = state.prompt_start
         state.sequence.share_history_with(child._state.sequence)
         child.trace = list(self.trace)
         return child
@@ -269,12 +290,12 @@ class TokenCore:
             BoundaryMonitor(detectors, pieces),
             StepSettings(
                 sparse=config.mode == "slow_fast",
+                slow_step=config.slow_step,
                 minimum_segment_tokens=config.refresh.min_segment_tokens,
                 maximum_segment_tokens=config.refresh.max_segment_tokens,
                 evidence_queries=config.refresh.evidence_queries,
                 prefill_evidence_queries=config.refresh.prefill_evidence_queries,
             ),
-            self._on_refresh,
         )
 
 

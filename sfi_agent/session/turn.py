@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sfi_agent.engine.decoder import DecodeLimits
+from sfi_agent.engine.decoding_state import DecodeLimits
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.chat import Chat, TurnPlan

@@ -53,8 +53,6 @@ def test_steps_are_marked_when_asked_for(invoke: Invoke, office: Conversation) -
     assert "[P]" not in plain.stdout
     assert "[P]<tool_call>" in marked.stdout and "[e]" in marked.stdout
     assert " retried; " in marked.stdout and "0 cached + " in marked.stdout
-    assert "preset_runs_with_observe" in marked.stderr
-    assert "preset_runs_with_observe" not in marked.stdout
 
 
 def test_undo_takes_back_one_message_and_stats_follow(invoke: Invoke, office: Conversation) -> None:

@@ -162,8 +162,9 @@ def test_history_is_reused_and_only_new_tokens_are_prefilled(document: Any) -> N
     assert turns[1]["usage"]["prefilled_tokens"] >= document["log_tokens"]
     for before, after in zip(turns, turns[1:], strict=False):
         sequence = before["usage"]["prompt_tokens"] + before["usage"]["output_tokens"]
-        # The last token of a turn waits to be processed with the next message.
-        assert after["usage"]["cached_tokens"] == sequence - 1
+        # The last token of a turn waits to be processed with the next message, and with it the
+        # open segment of at most 64 tokens, whose keys and values rectify computes again.
+        assert sequence - 1 - 64 <= after["usage"]["cached_tokens"] <= sequence - 1
         assert after["usage"]["reuse_lost_reason"] is None
     # The memory holds 4 sink, 512 selected and 256 recent tokens, and the open segment.
     assert 0 < document["totals"]["memory_tokens"] <= 4 + 512 + 256 + 64

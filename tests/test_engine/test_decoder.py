@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfi_agent import Boundary, SessionConfig, StepEvent, TokenEvent
-from sfi_agent.engine.decoder import DecodeLimits
+from sfi_agent.engine.decoding_state import DecodeLimits
 from sfi_agent.engine.sampling import entropy_nats
 from sfi_agent.plugins import temporary_plugins
 from tests.fakes import FakeConfig, FakeDetector, detector_plugin

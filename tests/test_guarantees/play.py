@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfi_agent import Engine, Evidence, Selection, Selector, Session, SessionConfig
+from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.runner import Runner, StepOutput
 from sfi_agent.engine.sampling import uniform_noise
 from sfi_agent.engine.sequence import LayerState, SequenceState
@@ -157,10 +158,13 @@ def play(
 def record_into(played: Played, session: Session, *, look: bool) -> None:
     """Let a session's decoder write down what it computes."""
     decoder: Any = session._core._decoder
-    decoder._runner = _RecordingRunner(decoder._runner, played, look)
-    decoder._selector = _RecordingSelector(decoder._selector, played)
-    decoder._on_refresh = lambda tokens, selections: played.refreshes.append(
-        Refresh(tokens, selections)
+    steps = decoder.steps
+    steps.runner = _RecordingRunner(steps.runner, played, look)
+    steps.selector = _RecordingSelector(steps.selector, played)
+    session.attach(
+        Instruments(
+            on_refresh=lambda tokens, chosen: played.refreshes.append(Refresh(tokens, chosen))
+        )
     )
 
 

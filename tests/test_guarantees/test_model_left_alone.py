@@ -122,14 +122,14 @@ def test_an_exception_inside_a_step_restores_through_the_with_block(
     assert implementation(engine) == "sdpa"
 
 
-@pytest.mark.parametrize("part", ["_selector", "_monitor"])
+@pytest.mark.parametrize("part", ["selector", "monitor"])
 def test_an_exception_in_a_plugin_restores_through_the_with_block(
     engine: Engine, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CONFIG.replace(memory={"recent_tokens": 2})
     with pytest.raises(ArithmeticError), engine.session(config) as session:
-        plugin = getattr(session._core._decoder, part)
-        method = "select" if part == "_selector" else "after_token"
+        plugin = getattr(session._core._decoder.steps, part)
+        method = "select" if part == "selector" else "after_token"
         monkeypatch.setattr(plugin, method, _Fails(getattr(plugin, method), 1))
         session.decode(list(range(20)), max_new_tokens=20)
     assert implementation(engine) == "sdpa"
