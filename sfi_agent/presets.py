@@ -52,8 +52,8 @@ def _settings(
     }
 
 
-def _text_boundaries(*more: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": "punctuation"}, {"name": "structure"}, *more]
+_TEXT_BOUNDARIES: list[dict[str, Any]] = [{"name": "punctuation"}, {"name": "structure"}]
+_ANSWER_START: dict[str, Any] = {"name": "answer_start"}
 
 
 def _entropy(threshold_nats: float, when: str) -> dict[str, Any]:
@@ -73,23 +73,28 @@ PRESETS: Mapping[str, Preset] = {
             "fast",
             "Few slow steps and a small memory, for long texts that need little of the past.",
             "observe",
-            _settings(_text_boundaries(), "per_head", (4, 1024, 128), (16, 128)),
+            _settings([*_TEXT_BOUNDARIES, _ANSWER_START], "per_head", (4, 1024, 256), (4, 128)),
         ),
         Preset(
             "balanced",
             "Retries the uncertain steps densely; meant for most agents.",
             "rectify",
-            _settings(_text_boundaries(_entropy(0.3, "now")), "per_head", (4, 2048, 256), (16, 96)),
+            _settings(
+                [*_TEXT_BOUNDARIES, _ANSWER_START, _entropy(0.3, "now")],
+                "per_head",
+                (4, 2048, 256),
+                (4, 96),
+            ),
         ),
         Preset(
             "faithful",
             "Retries already at slight uncertainty and keeps two layers dense; for exact recall.",
             "rectify",
             _settings(
-                _text_boundaries(_entropy(0.02, "now")),
+                [*_TEXT_BOUNDARIES, _ANSWER_START, _entropy(0.05, "now")],
                 "per_head",
                 (4, 2048, 256),
-                (8, 64),
+                (4, 64),
                 dense_layers=(0, 1),
             ),
         ),
@@ -97,7 +102,9 @@ PRESETS: Mapping[str, Preset] = {
             "exact",
             "The output of dense decoding, drafted by fast steps and verified by slow ones.",
             "verify",
-            _settings(_text_boundaries(_entropy(0.3, "next")), "per_head", (4, 2048, 256), (4, 32)),
+            _settings(
+                [*_TEXT_BOUNDARIES, _entropy(0.3, "next")], "per_head", (4, 2048, 256), (4, 32)
+            ),
         ),
     )
 }

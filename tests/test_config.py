@@ -412,12 +412,13 @@ def test_yaml_numbers_follow_yaml_1_2(tmp_path: Path) -> None:
 
 def test_presets_of_the_contract() -> None:
     text = [{"name": "punctuation"}, {"name": "structure"}]
-    unsure, slightly, later = entropy(0.3, "now"), entropy(0.02, "now"), entropy(0.3, "next")
+    start = [*text, {"name": "answer_start"}]
+    unsure, slightly, later = entropy(0.3, "now"), entropy(0.05, "now"), entropy(0.3, "next")
     rows: dict[str, tuple[Any, ...]] = {
         "published": ("observe", text[:1], "kl_fusion", 4, 4096, 256, 16, 96, ()),
-        "fast": ("observe", text, "per_head", 4, 1024, 128, 16, 128, ()),
-        "balanced": ("rectify", [*text, unsure], "per_head", 4, 2048, 256, 16, 96, ()),
-        "faithful": ("rectify", [*text, slightly], "per_head", 4, 2048, 256, 8, 64, (0, 1)),
+        "fast": ("observe", start, "per_head", 4, 1024, 256, 4, 128, ()),
+        "balanced": ("rectify", [*start, unsure], "per_head", 4, 2048, 256, 4, 96, ()),
+        "faithful": ("rectify", [*start, slightly], "per_head", 4, 2048, 256, 4, 64, (0, 1)),
         "exact": ("verify", [*text, later], "per_head", 4, 2048, 256, 4, 32, ()),
     }
     for name, row in rows.items():
@@ -444,7 +445,7 @@ def entropy(threshold_nats: float, when: str) -> dict[str, Any]:
 def test_preset_overrides_merge_deeply_and_are_validated() -> None:
     config = SessionConfig.preset("faithful", memory={"selected_tokens": 512}, mode="dense")
     assert config.memory == MemorySettings(selected_tokens=512, dense_layers=(0, 1))
-    assert config.refresh.min_segment_tokens == 8
+    assert config.refresh.min_segment_tokens == 4
     replaced = SessionConfig.preset("published", selector={"name": "window"}, boundaries=[])
     assert replaced.selector.flat() == {"name": "window"} and replaced.boundaries == ()
     whole = SessionConfig.preset("faithful", memory=MemorySettings(sink_tokens=1))

@@ -42,6 +42,7 @@ BUILT_IN_DETECTORS = {
     "random",
     "structure",
     "drift",
+    "answer_start",
     "never",
 }
 BUILT_IN_SELECTORS = {

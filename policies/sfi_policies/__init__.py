@@ -6,6 +6,7 @@ torch or transformers, and spaCy is imported when its detector is built, not bef
 
 from __future__ import annotations
 
+from sfi_policies.answer_start import AnswerStart, AnswerStartConfig
 from sfi_policies.drift import Drift, DriftConfig
 from sfi_policies.entropy import Entropy, EntropyConfig
 from sfi_policies.interval import Interval, IntervalConfig
@@ -16,6 +17,8 @@ from sfi_policies.spacy_sentences import SpacySentences, SpacySentencesConfig
 from sfi_policies.structure import Structure, StructureConfig
 
 __all__ = [
+    "AnswerStart",
+    "AnswerStartConfig",
     "Drift",
     "DriftConfig",
     "Entropy",

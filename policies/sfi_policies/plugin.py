@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sfi_agent import hookimpl
+from sfi_policies.answer_start import AnswerStart, AnswerStartConfig
 from sfi_policies.drift import Drift, DriftConfig
 from sfi_policies.entropy import Entropy, EntropyConfig
 from sfi_policies.interval import Interval, IntervalConfig
@@ -25,5 +26,6 @@ def sfi_register_boundary_detectors(register: Callable[..., Any]) -> None:
     register("interval", IntervalConfig, Interval)
     register("random", RandomConfig, Random)
     register("structure", StructureConfig, Structure)
+    register("answer_start", AnswerStartConfig, AnswerStart)
     register("drift", DriftConfig, Drift)
     register("never", NeverConfig, Never)

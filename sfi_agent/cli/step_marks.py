@@ -28,11 +28,12 @@ _LETTERS = {
     "spacy": "S",
     "structure": "T",
     "entropy": "E",
+    "answer_start": "A",
     "drift": "D",
     "interval": "I",
     "random": "R",
 }
-_OTHER_LETTERS = "ABCFGHJKLNOQUVWXYZ"
+_OTHER_LETTERS = "BCFGHJKLNOQUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,10 @@ MATRIX: tuple[dict[str, Any], ...] = (
     {"name": "structure"},
     {"name": "drift"},
     {"name": "drift", "minimum_mass": 0.5},
+    {"name": "answer_start"},
     {"name": "never"},
 )
-WITHOUT_TOKENIZER = ("entropy", "interval", "random", "drift", "never")
+WITHOUT_TOKENIZER = ("entropy", "interval", "random", "drift", "answer_start", "never")
 
 
 def label(entry: dict[str, Any]) -> str:

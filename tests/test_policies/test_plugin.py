@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"probability": 0.05, "seed": None},
     "structure": {},
     "drift": {"minimum_mass": 0.05},
+    "answer_start": {},
     "never": {},
 }
 

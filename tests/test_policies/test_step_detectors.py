@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sfi_agent import Boundary, InputError, StepEvent, TokenEvent
-from sfi_policies import Drift, DriftConfig, Entropy, EntropyConfig
+from sfi_policies import AnswerStart, AnswerStartConfig, Drift, DriftConfig, Entropy, EntropyConfig
 
 entropies = st.floats(min_value=0.0, max_value=12.0, allow_nan=False)
 
@@ -133,6 +133,19 @@ def test_drift_reports_a_fall_once_and_as_a_retry() -> None:
 
 def test_drift_reports_the_first_step_if_it_lacks_support() -> None:
     assert judge(Drift(DriftConfig()), [0.01])[0] is not None
+
+
+def test_answer_start_reports_the_first_step_of_every_decoding() -> None:
+    detector = AnswerStart(AnswerStartConfig())
+    for _ in range(2):
+        detector.reset([1, 2], "")
+        before = detector.snapshot()
+        assert detector.after_token(TokenEvent(1, 2)) is None
+        boundary = detector.after_step(StepEvent(2))
+        assert boundary == Boundary("answer_start: first token", "now")
+        assert detector.after_step(StepEvent(3)) is None
+        detector.restore(before)
+        assert detector.after_step(StepEvent(2)) == boundary
 
 
 @pytest.mark.parametrize("mass", [-0.1, 1.1])
