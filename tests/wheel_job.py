@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.source_tree import PACKAGES, ROOT
 
 CHECKPOINT = "sfi_agent/embedded/checkpoint"
+DATA_FOLDERS = (CHECKPOINT, "sfi_agent/evaluation/report/assets")
 REQUIRED_FILES = {
     "sfi_agent/py.typed",
     "sfi_policies/py.typed",
@@ -123,12 +124,16 @@ def check_content(wheel: Path) -> None:
         for path in folder.rglob("*.py")
     }
     # Ignore files can drop data from a wheel without a word, so it is compared with the checkout.
-    checkpoint = {
-        f"{CHECKPOINT}/{path.name}" for path in (ROOT / CHECKPOINT).glob("*") if path.is_file()
+    data = {
+        f"{folder}/{path.name}"
+        for folder in DATA_FOLDERS
+        for path in (ROOT / folder).glob("*")
+        if path.is_file()
     }
-    weights = {name for name in checkpoint if name.endswith(".safetensors")}
-    require(bool(weights), f"{CHECKPOINT} has no weights")
-    expected = modules | REQUIRED_FILES | checkpoint
+    for folder, suffix in zip(DATA_FOLDERS, (".safetensors", ".html"), strict=True):
+        has_one = any(name.startswith(folder) and name.endswith(suffix) for name in data)
+        require(has_one, f"{folder} has no {suffix} file")
+    expected = modules | REQUIRED_FILES | data
     found = names - metadata
     require(expected <= found, f"missing in the wheel: {sorted(expected - found)}")
     require(found <= expected, f"unexpected in the wheel: {sorted(found - expected)}")
