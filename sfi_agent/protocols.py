@@ -136,12 +136,16 @@ class Evidence:
         rest_mass: `[batch, kv_heads, rows]` float32, each row's attention mass on sink and recent
             tokens, 0 to 1; the candidates hold the rest.
         candidate_start: Absolute position of the first candidate.
+        prompt_end: Absolute position behind the last token of the prompt that is being answered;
+            None where nobody says so, as in tests. The end of the prompt is among the candidates
+            once an answer is longer than the recent part.
     """
 
     logits: Tensor
     key_norms: Tensor | None
     rest_mass: Tensor
     candidate_start: int
+    prompt_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ BUILT_IN_SELECTORS = {
     "kl_fusion",
     "span",
     "page",
+    "question",
     "window",
     "random",
 }

@@ -6,6 +6,7 @@ from sfi_selectors.cumulative_mass import CumulativeMass, CumulativeMassConfig
 from sfi_selectors.kl_fusion import KlFusion, KlFusionConfig, KlFusionScores
 from sfi_selectors.page import Page, PageConfig
 from sfi_selectors.per_head import PerHead, PerHeadConfig
+from sfi_selectors.question import Question, QuestionConfig
 from sfi_selectors.random import Random, RandomConfig
 from sfi_selectors.span import Span, SpanConfig
 from sfi_selectors.top_k import TopK, TopKConfig
@@ -21,6 +22,8 @@ __all__ = [
     "PageConfig",
     "PerHead",
     "PerHeadConfig",
+    "Question",
+    "QuestionConfig",
     "Random",
     "RandomConfig",
     "Span",

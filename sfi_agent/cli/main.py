@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from sfi_agent.cli.ablate_command import ablate
 from sfi_agent.cli.bench_command import decode
 from sfi_agent.cli.chat_command import chat
 from sfi_agent.cli.demo_command import demo
+from sfi_agent.cli.eval_command import evaluate
 from sfi_agent.cli.output import LOG_LEVELS, events_on_stderr, print_error
 from sfi_agent.cli.plugins_command import plugins
 from sfi_agent.errors import ConfigError, SfiError, explain
@@ -83,6 +85,8 @@ def sfi_agent(
 app.command()(demo)
 app.command()(chat)
 app.command()(plugins)
+app.command("eval")(evaluate)
+app.command()(ablate)
 bench.command()(decode)
 app.add_typer(bench, name="bench")
 

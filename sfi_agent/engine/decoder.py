@@ -73,11 +73,14 @@ class Decoder:
         Yields:
             One record per chosen token, already appended to `state.ids`.
         """
-        self.steps.chooser = chooser or self._sampler
         settings = self._settings
+        verified = settings.sparse and settings.slow_step == "verify"
+        self.steps.chooser = chooser or self._sampler
+        # Drafts are the policy's own, also where somebody else says which of them stand.
+        self.steps.draft_chooser = self._sampler if verified else self.steps.chooser
         schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
         try:
-            if settings.sparse and settings.slow_step == "verify":
+            if verified:
                 yield from self._decode_verified(state, limits, schedule)
             else:
                 yield from self._decode_directly(state, limits, schedule)

@@ -39,7 +39,10 @@ class DraftLength:
         return self.accepted / (self.accepted + self.rejected)
 
     def note(self, drafted: int, accepted: int) -> None:
-        """A segment was verified: the first rejection hides what came after it."""
+        """A segment was verified: the first rejection hides what came after it, and a segment
+        without drafts says nothing."""
+        if not drafted:
+            return
         self.accepted = _MEMORY * self.accepted + accepted
         self.rejected = _MEMORY * self.rejected + (accepted < drafted)
 

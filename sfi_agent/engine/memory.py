@@ -36,11 +36,13 @@ class RefreshPlan:
         sink_tokens: Positions `[0, sink_tokens)`.
         recent_start: Positions `[recent_start, history_tokens)`.
         history_tokens: Length of the history at the refresh.
+        prompt_end: See `Evidence`.
     """
 
     sink_tokens: int
     recent_start: int
     history_tokens: int
+    prompt_end: int | None = None
 
     @property
     def recent_tokens(self) -> int:
@@ -66,6 +68,7 @@ class MemoryLayout:
         write_index: `[1]` int64 on the device, the slot of the next fast token.
         ready: Whether a refresh has filled the memory of this decoding.
         mean_selected_tokens: Selected tokens, averaged over sparse layers and KV heads.
+        prompt_end: Length of the history when the decoding began; None before the first one.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class MemoryLayout:
         self.write_index = torch.zeros(1, dtype=torch.int64, device=device)
         self.ready = False
         self.mean_selected_tokens = 0.0
+        self.prompt_end: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -100,7 +104,7 @@ class MemoryLayout:
         """Split a history into sink, candidates and recent (the recent start is not rounded)."""
         sink = min(self.sink_tokens, history_tokens)
         recent_start = max(sink, history_tokens - self.recent_tokens)
-        return RefreshPlan(sink, recent_start, history_tokens)
+        return RefreshPlan(sink, recent_start, history_tokens, self.prompt_end)
 
     def begin_segment(self, plan: RefreshPlan, segment_capacity: int) -> None:
         """Set the slots for a refresh; buffers only ever grow, so addresses settle.

@@ -77,6 +77,7 @@ def layer_evidence(layer: LayerState, plan: RefreshPlan, *, with_norms: bool) ->
         key_norms=layer.history.key_norms(start, end)[None] if with_norms else None,
         rest_mass=(1.0 - share).clamp(min=0.0)[None],
         candidate_start=start,
+        prompt_end=plan.prompt_end,
     )
 
 

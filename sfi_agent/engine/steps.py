@@ -57,6 +57,7 @@ class Steps:
 
     Attributes:
         chooser: Chooses tokens; whoever decodes sets it.
+        draft_chooser: Chooses tokens of fast steps; the same unless they are drafts.
         instruments: Who looks on.
     """
 
@@ -69,7 +70,7 @@ class Steps:
         settings: StepSettings,
     ) -> None:
         self.runner = runner
-        self.chooser = chooser
+        self.chooser = self.draft_chooser = chooser
         self.selector = selector
         self.monitor = monitor
         self.settings = settings
@@ -86,7 +87,8 @@ class Steps:
         )
         if output is None:
             return None
-        if sparse:
+        if state.sequence.layout is not None:
+            state.sequence.layout.prompt_end = state.sequence.processed_tokens
             self._refresh(state, segment_capacity)
             self.monitor.reset(state.ids[-prompt:])
         return self._draw(output.logits, len(state.ids))
@@ -113,7 +115,9 @@ class Steps:
             measure_mass=self.monitor.needs_mass,
             on_fast_attention=self.instruments.on_fast_attention,
         )
-        drawn = self._draw(output.logits, position + 1, output.selected_mass)
+        drawn = self._draw(
+            output.logits, position + 1, output.selected_mass, chooser=self.draft_chooser
+        )
         event = StepEvent(position, drawn.entropy_nats, drawn.selected_mass)
         return drawn, self.monitor.after_step(event)
 
@@ -155,8 +159,10 @@ class Steps:
         start, first = sequence.processed_tokens, len(state.ids)
         standing, kept_logits = 0, []
         size = self.runner.prefill_chunk_tokens
+        queries: Sequence[Tensor | None] = [None] * len(sequence.layers)
         for low in range(0, len(block), size):
             logits = self.runner.block(sequence, block[low : low + size])
+            queries = self._join_rows(state, queries)
             choices = self._draw_rows(logits, first + low)
             for choice, draft in zip(choices, drafts[low : low + size], strict=False):
                 if choice.token_id != draft:
@@ -168,7 +174,7 @@ class Steps:
                 break
         ended = closing and standing == len(drafts)
         kept = standing if ended else standing + 1
-        self._keep_rows(state, kept - low, len(choices))
+        self._keep_rows(state, kept, low + len(choices))
         sequence.cut(start + kept)
         if ended:
             return Verdict(standing, tuple(kept_logits), None)
@@ -186,7 +192,16 @@ class Steps:
             # Also when a plugin raised between a step and the draw from it, and when drafts were
             # processed of which the caller wanted no more: the last id is pending.
             sequence.cut(len(state.ids) - 1)
-        state.prompt_start = len(state.ids) - 1
+
+    @staticmethod
+    def _join_rows(
+        state: DecodingState, earlier: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """Put the queries of a chunk behind those of the chunks before it, per layer."""
+        for layer, before in zip(state.sequence.layers, earlier, strict=True):
+            if before is not None and layer.captured_query is not None:
+                layer.captured_query = torch.cat([before, layer.captured_query], dim=1)
+        return [layer.captured_query for layer in state.sequence.layers]
 
     def _keep_rows(self, state: DecodingState, kept: int, rows: int) -> None:
         """Evidence comes from the last rows that stand, not from what was rejected."""
@@ -202,9 +217,15 @@ class Steps:
         if self.instruments.on_refresh is not None:
             self.instruments.on_refresh(state.sequence.processed_tokens, selections)
 
-    def _draw(self, logits: Tensor, position: int, selected_mass: Tensor | None = None) -> Choice:
+    def _draw(
+        self,
+        logits: Tensor,
+        position: int,
+        selected_mass: Tensor | None = None,
+        chooser: TokenChooser | None = None,
+    ) -> Choice:
         """Draw on the device and read token, entropy and mass in one transfer."""
-        numbers = [self.chooser.choose(logits, position).double()]
+        numbers = [(chooser or self.chooser).choose(logits, position).double()]
         if self.monitor.needs_entropy:
             numbers.append(entropy_nats(logits).double())
         if selected_mass is not None:

@@ -3,9 +3,8 @@
 Run: python -m sfi_agent.evaluation.office [--model DIR] [--log-tokens 4096] [--cases 40]
          [--selected-tokens 512] [--presets NAME ...] [--json FILE]
 
-One log is prefilled once per case; every policy goes on from that history, so all see the same
-prompt. A policy prefills the last tokens of the prompt itself, more of them than it takes
-evidence rows from, so its first selection is the one that a session of its own would make.
+One log is prefilled once per case and every policy goes on from that history, see
+`sfi_agent.evaluation.play`.
 """
 
 from __future__ import annotations
@@ -15,25 +14,23 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sfi_agent.config import SessionConfig
-from sfi_agent.embedded import DEFAULT_SYSTEM, Case, checkpoint_path, make_case, score
+from sfi_agent.embedded import checkpoint_path, make_case
 from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.embedded.world import VARIANTS
 from sfi_agent.errors import InputError, explain
+from sfi_agent.evaluation.dialogue import token_counter
+from sfi_agent.evaluation.play import DENSE, TurnRun, play_case
+from sfi_agent.evaluation.tasks.office import office_case
 from sfi_agent.session.engine import Engine
-
-if TYPE_CHECKING:
-    from sfi_agent.session.session import Session
 
 __all__ = ["PRESETS", "PolicyResult", "evaluate_presets", "main", "office_table"]
 
-PRESETS = ("published", "fast", "balanced", "faithful")
+PRESETS = ("published", "fast", "balanced", "faithful", "exact")
 """Presets that run; mode dense is measured beside them under the name "dense"."""
 FIRST_SEED = 200_000
-_OWN_PREFILL_TOKENS = 32
-_ANSWER_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,7 @@ class PolicyResult:
         tokens: Generated tokens.
         dense_passes: Dense steps over the history: slow steps and retries, not prefills.
         retries: Dense steps that replaced a fast one.
+        drafted_tokens, accepted_tokens: Tokens that verification looked at, and those that stood.
     """
 
     policy: str
@@ -64,17 +62,25 @@ class PolicyResult:
     tokens: int
     dense_passes: int
     retries: int
+    drafted_tokens: int
+    accepted_tokens: int
 
     @property
     def slow_share(self) -> float:
         """Dense passes per generated token, 0 to 1; lower is cheaper."""
         return self.dense_passes / self.tokens if self.tokens else 0.0
 
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the verified tokens that stood; higher is cheaper. None without verify."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
     def as_json(self) -> dict[str, Any]:
         """All fields, with shares and their 95 % intervals."""
         return {
             **asdict(self),
             "slow_share": round(self.slow_share, 4),
+            "acceptance": None if self.acceptance is None else round(self.acceptance, 4),
             "sentence_share": round(self.sentences_right / max(1, self.sentences), 4),
             "sentence_interval_95": _rounded(wilson_interval(self.sentences_right, self.sentences)),
             "answer_share": round(self.answers_right / max(1, self.cases), 4),
@@ -90,6 +96,18 @@ class _Tally:
     tokens: int = 0
     dense_passes: int = 0
     retries: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def add(self, turn: TurnRun) -> None:
+        self.sentences += turn.score.parts
+        self.sentences_right += turn.score.right
+        self.answers_right += turn.score.exact
+        self.tokens += len(turn.output_ids)
+        self.dense_passes += turn.dense_passes
+        self.retries += sum(step.kind == "retry" for step in turn.steps)
+        self.drafted_tokens += turn.drafted_tokens
+        self.accepted_tokens += turn.accepted_tokens
 
 
 def evaluate_presets(
@@ -117,17 +135,22 @@ def evaluate_presets(
     """
     if cases < 1:
         raise InputError(explain("Evaluate presets", got=f"cases {cases!r}", allowed="1 or more"))
-    policies: dict[str, SessionConfig] = {"dense": SessionConfig(mode="dense")}
+    _check_chat_template(engine)
+    policies: dict[str, SessionConfig] = {DENSE: SessionConfig(mode="dense")}
     for name in presets:
         policies[name] = SessionConfig.preset(name, memory={"selected_tokens": selected_tokens})
+    count_tokens = token_counter(engine.tokenizer)
     results = []
     for variant in variants:
         tallies = {name: _Tally() for name in policies}
         for seed in range(FIRST_SEED, FIRST_SEED + cases):
-            case = make_case(seed, kind="report", variant=variant, log_tokens=log_tokens)
-            _run_case(engine, case, policies, tallies)
+            report = make_case(seed, kind="report", variant=variant, log_tokens=log_tokens)
+            case = office_case(report, f"office_report_{variant}", count_tokens)
+            for name, run in play_case(engine, case, policies).items():
+                for turn in run.turns:
+                    tallies[name].add(turn)
         for name, tally in tallies.items():
-            budget = None if name == "dense" else selected_tokens
+            budget = None if name == DENSE else selected_tokens
             results.append(PolicyResult(name, variant, log_tokens, budget, cases, **asdict(tally)))
     return results
 
@@ -135,50 +158,25 @@ def evaluate_presets(
 def office_table(results: Iterable[PolicyResult]) -> str:
     """The results as a Markdown table."""
     lines = [
-        "| policy | set | sentences right | 95 % interval | whole answers | slow share | retries |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| policy | set | sentences right | 95 % interval | whole answers | slow share | retries "
+        "| acceptance |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         low, high = wilson_interval(result.sentences_right, result.sentences)
+        acceptance = "" if result.acceptance is None else f"{result.acceptance:.3f}"
         lines.append(
             f"| {result.policy} | {result.variant} "
             f"| {result.sentences_right} of {result.sentences} "
             f"({result.sentences_right / max(1, result.sentences):.3f}) "
             f"| {low:.3f} to {high:.3f} | {result.answers_right} of {result.cases} "
-            f"| {result.slow_share:.3f} | {result.retries} |"
+            f"| {result.slow_share:.3f} | {result.retries} | {acceptance} |"
         )
     return "\n".join(lines)
 
 
-def _run_case(
-    engine: Engine, case: Case, policies: dict[str, SessionConfig], tallies: dict[str, _Tally]
-) -> None:
-    prompt = _prompt_ids(engine, case)
-    with engine.session(policies["dense"]) as base:
-        base.decode(prompt[:-_OWN_PREFILL_TOKENS], max_new_tokens=0)
-        for name, config in policies.items():
-            with base.fork(config) as session:
-                _answer(session, case, prompt[-_OWN_PREFILL_TOKENS:], tallies[name])
-
-
-def _answer(session: Session, case: Case, prompt_end: list[int], tally: _Tally) -> None:
-    tokenizer: Any = session.engine.tokenizer
-    ids = session.decode(
-        prompt_end, max_new_tokens=_ANSWER_TOKENS, stop_ids=[tokenizer.eos_token_id]
-    )
-    found = score(case, str(tokenizer.decode(ids, skip_special_tokens=True)))
-    steps = session.trace[-len(ids) :]
-    tally.sentences += found.sentences
-    tally.sentences_right += found.sentences_right
-    tally.answers_right += found.exact
-    tally.tokens += len(ids)
-    tally.retries += sum(step.kind == "retry" for step in steps)
-    tally.dense_passes += sum(step.kind != "fast" and step.reason != "prefill" for step in steps)
-
-
-def _prompt_ids(engine: Engine, case: Case) -> list[int]:
-    tokenizer: Any = engine.tokenizer
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+def _check_chat_template(engine: Engine) -> None:
+    if not getattr(engine.tokenizer, "chat_template", None):
         raise InputError(
             explain(
                 "Evaluate presets",
@@ -186,13 +184,6 @@ def _prompt_ids(engine: Engine, case: Case) -> list[int]:
                 remedy="Use the embedded model, or a checkpoint trained on the office world",
             )
         )
-    messages = [
-        {"role": "system", "content": DEFAULT_SYSTEM},
-        {"role": "user", "content": case.prompt},
-    ]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return ids
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:

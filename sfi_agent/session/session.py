@@ -202,14 +202,17 @@ class Session:
                     self._chat.append_raw(new_ids, generated)
             return generated
 
-    def follow(self, token_ids: Sequence[int]) -> list[StepRecord]:
+    def follow(
+        self, token_ids: Sequence[int], *, prompt_ids: Sequence[int] = ()
+    ) -> list[StepRecord]:
         """Decode as the policy does, but with given tokens in place of chosen ones.
 
         Teacher forcing: kinds of steps, refreshes and retries are those that the policy takes on
         this text. `attach` sees what the model would have said.
 
         Args:
-            token_ids: What comes after the pending token.
+            token_ids: What comes after the pending token, or after the prompt.
+            prompt_ids: New ids to process first, as `decode` would.
 
         Returns:
             The records of these tokens, which are now part of the session.
@@ -220,7 +223,7 @@ class Session:
         """
         with self._owner.held_for("follow"):
             self._cancelled.clear()
-            given = self._core.given(token_ids)
+            given, new_ids = self._core.given(token_ids, prompt_ids)
             records: list[StepRecord] = []
             try:
                 if given:
@@ -228,7 +231,7 @@ class Session:
                     records.extend(self._core.steps(until, given))
             finally:
                 if self._chat is not None:
-                    self._chat.append_raw([], [record.token_id for record in records])
+                    self._chat.append_raw(new_ids, [record.token_id for record in records])
             return records
 
     def attach(self, instruments: Instruments) -> None:

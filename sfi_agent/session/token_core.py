@@ -161,8 +161,11 @@ class TokenCore:
         """See `Instruments`."""
         self._decoder.attach(instruments)
 
-    def given(self, ids: Sequence[int]) -> list[int]:
-        """Check ids that are to be decoded in place of chosen ones.
+    def given(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Append a prompt, and check ids that are to be decoded behind it.
+
+        Returns:
+            Both as plain integers.
 
         Raises:
             InputError: An id is not an integer of the vocabulary.
@@ -170,8 +173,7 @@ class TokenCore:
             ContextOverflowError: The model's context would not hold them.
         """
         checked = self._checked(ids)
-        self.append([], len(checked))
-        return checked
+        return checked, self.append(prompt_ids, len(checked))
 
     def prefill(self) -> None:
         """Process all ids but the last, which stays pending."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from sfi_agent import Evidence, PluginError, Selection
+from sfi_agent import Evidence, PluginError, Selection, SessionConfig, build_selector
 from sfi_agent.engine import refresh as refresh_module
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 from sfi_agent.engine.refresh import layer_evidence, refresh_memory
 from sfi_agent.engine.sequence import LayerState, SequenceState
+from tests.families import tiny_engine
 from tests.test_engine.test_memory import DIM, HEADS, filled_history, visible_positions
 
 CPU = torch.device("cpu")
@@ -106,3 +109,27 @@ def test_a_refused_selection_leaves_the_memory_unready() -> None:
     with pytest.raises(PluginError, match=r"_Fixed.*ascending positions in \[2, 55\)"):
         refresh_memory(sequence, _Fixed(frozenset(), [9, 55]), segment_capacity=4)
     assert not layout.ready
+
+
+def test_evidence_says_where_the_prompt_ends() -> None:
+    ends: list[int | None] = []
+
+    class Noting:
+        needs: frozenset[str] = frozenset()
+
+        def select(self, evidence: Evidence, budget: int) -> Selection:
+            ends.append(evidence.prompt_end)
+            return build_selector({"name": "per_head"}).select(evidence, budget)
+
+    config = SessionConfig(
+        boundaries=[{"name": "interval", "every_tokens": 2}],
+        memory={"sink_tokens": 1, "selected_tokens": 4, "recent_tokens": 3},
+        refresh={"min_segment_tokens": 1},
+    )
+    with tiny_engine("llama").session(config) as session:
+        core: Any = session._core
+        core._decoder.steps.selector = Noting()
+        session.decode(list(range(10, 30)), max_new_tokens=6)
+        first = len(ends)
+        session.decode([5, 6], max_new_tokens=6)
+    assert set(ends[:first]) == {20} and set(ends[first:]) == {28}

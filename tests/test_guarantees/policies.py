@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from sfi_agent import SessionConfig
 from tests.families import FAMILIES, VOCABULARY
+from tests.test_guarantees.adversaries import ADVERSARIAL_DETECTORS, ADVERSARIAL_SELECTORS
 
 __all__ = [
+    "DETECTORS",
     "FILLING_SELECTORS",
     "SELECTORS",
     "FAMILY_NAMES",
+    "block_policies",
     "boundaries",
     "chunk_sizes",
+    "dense_twin",
     "few",
     "for_each",
     "memories",
@@ -42,6 +46,7 @@ FILLING_SELECTORS: tuple[dict[str, Any], ...] = (
     {"name": "page"},
     {"name": "page", "page_tokens": 4},
     {"name": "random", "seed": 3},
+    {"name": "question", "question_tokens": 3},
 )
 """Selectors that use their whole budget, so that full budget means everything."""
 
@@ -52,7 +57,7 @@ SELECTORS: tuple[dict[str, Any], ...] = (
     {"name": "window"},
 )
 
-_DETECTORS: tuple[dict[str, Any], ...] = (
+DETECTORS: tuple[dict[str, Any], ...] = (
     {"name": "punctuation"},
     {"name": "structure"},
     {"name": "never"},
@@ -63,6 +68,7 @@ _DETECTORS: tuple[dict[str, Any], ...] = (
     {"name": "entropy", "threshold_nats": 2.4, "when": "next"},
     {"name": "entropy", "threshold_sigmas": 0.5, "when": "now"},
     {"name": "drift", "minimum_mass": 0.3},
+    {"name": "answer_start"},
     # Not where the engine is tested alone, as on a GPU machine without the text packages.
     *([{"name": "spacy"}] if find_spec("spacy") else []),
 )
@@ -96,7 +102,7 @@ def for_each(name: str, examples: int, **strategies: Any) -> Callable[[Callable[
 
 
 boundaries: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
-    st.sampled_from(_DETECTORS), max_size=3, unique_by=lambda entry: entry["name"]
+    st.sampled_from(DETECTORS), max_size=3, unique_by=lambda entry: entry["name"]
 )
 
 prompts: st.SearchStrategy[list[int]] = st.integers(1, 60).flatmap(
@@ -140,6 +146,30 @@ samplings: st.SearchStrategy[dict[str, Any]] = st.one_of(
     ),
 )
 
+_any_boundaries: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
+    st.sampled_from([*DETECTORS, *({"name": name} for name in ADVERSARIAL_DETECTORS)]),
+    max_size=3,
+    unique_by=lambda entry: entry["name"],
+)
+
+_any_selector: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [*SELECTORS, *({"name": name} for name in ADVERSARIAL_SELECTORS)]
+)
+
+_any_refreshes: st.SearchStrategy[dict[str, Any]] = st.tuples(
+    st.sampled_from([1, 1, 2, 4, 17, 40]),
+    st.integers(0, 12),
+    st.integers(1, 20),
+    st.integers(1, 64),
+).map(
+    lambda drawn: {
+        "min_segment_tokens": drawn[0],
+        "max_segment_tokens": drawn[0] + drawn[1],
+        "evidence_queries": drawn[2],
+        "prefill_evidence_queries": drawn[3],
+    }
+)
+
 
 @st.composite
 def sparse_policies(draw: st.DrawFn, *, full_budget: bool = False) -> SessionConfig:
@@ -157,3 +187,25 @@ def sparse_policies(draw: st.DrawFn, *, full_budget: bool = False) -> SessionCon
         refresh=draw(refreshes),
         sampling=draw(samplings),
     )
+
+
+@st.composite
+def block_policies(draw: st.DrawFn, /, slow_step: str, **fixed: Any) -> SessionConfig:
+    """Any rectify or verify policy, over adversarial detectors and selectors too.
+
+    Needs `adversaries()` around it.
+    """
+    values: dict[str, Any] = {
+        "slow_step": slow_step,
+        "boundaries": draw(_any_boundaries),
+        "selector": draw(_any_selector),
+        "memory": {**draw(memories), "selected_tokens": draw(st.sampled_from([0, 3, 8, 24, 60]))},
+        "refresh": draw(_any_refreshes),
+        "sampling": draw(samplings),
+    }
+    return SessionConfig(**{**values, **fixed})
+
+
+def dense_twin(config: SessionConfig) -> SessionConfig:
+    """Mode dense with the same sampling."""
+    return SessionConfig(mode="dense", sampling=config.sampling)

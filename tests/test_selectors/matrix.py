@@ -37,6 +37,8 @@ MATRIX = [
     Row("span", {"radius_tokens": 2}),
     Row("page"),
     Row("page", {"page_tokens": 5}),
+    Row("question"),
+    Row("question", {"question_tokens": 3}),
     Row("window", fills_budget=False),
     Row("random"),
     Row("random", {"seed": 7}),

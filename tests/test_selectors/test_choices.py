@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,24 @@ def test_per_head_gives_each_head_its_own_tokens() -> None:
     evidence = evidence_of([[0.1, 0.7, 0.1, 0.1]], [[0.1, 0.1, 0.2, 0.6]])
     assert chosen("per_head", evidence, 1) == [[1], [3]]
     assert chosen("per_head", evidence, 2) == [[0, 1], [2, 3]]
+
+
+def test_question_keeps_the_end_of_the_prompt() -> None:
+    evidence = make_evidence(seed=5, candidates=40, candidate_start=4)
+    selector = build("question", question_tokens=6)
+    plain = build("per_head").select(evidence, 16).positions
+    assert torch.equal(selector.select(evidence, 16).positions, plain)
+    for prompt_end, kept in ((30, range(24, 30)), (46, range(40, 44)), (60, range(0))):
+        chosen = selector.select(replace(evidence, prompt_end=prompt_end), 16).positions
+        for head in chosen[0]:
+            assert set(kept) <= set(head.tolist())
+        if not kept:
+            assert torch.equal(chosen, plain)
+    few = selector.select(replace(evidence, prompt_end=30), 4).positions
+    for head in few[0]:
+        assert {28, 29} <= set(head.tolist()) and len(set(head.tolist())) == 4
+    none = build("question", question_tokens=0).select(replace(evidence, prompt_end=30), 16)
+    assert torch.equal(none.positions, plain)
 
 
 @pytest.mark.parametrize("name", ["per_head", "top_k", "cumulative_mass", "span", "page"])

@@ -38,6 +38,7 @@ OPTIONS = {
     },
     "span": {"radius_tokens": 16},
     "page": {"page_tokens": 16},
+    "question": {"question_tokens": 64},
     "window": {},
     "random": {"seed": None},
 }

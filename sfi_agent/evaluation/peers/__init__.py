@@ -1,0 +1,1 @@
+"""Side by side with other ways to decode: transformers alone, and the presses of kvpress."""
