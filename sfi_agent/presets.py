@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Preset] = {
             "fast",
             "Few slow steps and a small memory, for long texts that need little of the past.",
             "observe",
-            _settings([*_TEXT_BOUNDARIES, _ANSWER_START], "per_head", (4, 1024, 256), (4, 128)),
+            _settings([*_TEXT_BOUNDARIES, _ANSWER_START], "question", (4, 1024, 256), (4, 128)),
         ),
         Preset(
             "balanced",
@@ -81,7 +81,7 @@ PRESETS: Mapping[str, Preset] = {
             "rectify",
             _settings(
                 [*_TEXT_BOUNDARIES, _ANSWER_START, _entropy(0.3, "now")],
-                "per_head",
+                "question",
                 (4, 2048, 256),
                 (4, 96),
             ),
@@ -92,7 +92,7 @@ PRESETS: Mapping[str, Preset] = {
             "rectify",
             _settings(
                 [*_TEXT_BOUNDARIES, _ANSWER_START, _entropy(0.05, "now")],
-                "per_head",
+                "question",
                 (4, 2048, 256),
                 (4, 64),
                 dense_layers=(0, 1),
@@ -103,7 +103,7 @@ PRESETS: Mapping[str, Preset] = {
             "The output of dense decoding, drafted by fast steps and verified by slow ones.",
             "verify",
             _settings(
-                [*_TEXT_BOUNDARIES, _entropy(0.3, "next")], "per_head", (4, 2048, 256), (4, 32)
+                [*_TEXT_BOUNDARIES, _entropy(0.3, "now")], "question", (4, 2048, 256), (4, 32)
             ),
         ),
     )

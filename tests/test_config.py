@@ -413,13 +413,13 @@ def test_yaml_numbers_follow_yaml_1_2(tmp_path: Path) -> None:
 def test_presets_of_the_contract() -> None:
     text = [{"name": "punctuation"}, {"name": "structure"}]
     start = [*text, {"name": "answer_start"}]
-    unsure, slightly, later = entropy(0.3, "now"), entropy(0.05, "now"), entropy(0.3, "next")
+    unsure, slightly = entropy(0.3, "now"), entropy(0.05, "now")
     rows: dict[str, tuple[Any, ...]] = {
         "published": ("observe", text[:1], "kl_fusion", 4, 4096, 256, 16, 96, ()),
-        "fast": ("observe", start, "per_head", 4, 1024, 256, 4, 128, ()),
-        "balanced": ("rectify", [*start, unsure], "per_head", 4, 2048, 256, 4, 96, ()),
-        "faithful": ("rectify", [*start, slightly], "per_head", 4, 2048, 256, 4, 64, (0, 1)),
-        "exact": ("verify", [*text, later], "per_head", 4, 2048, 256, 4, 32, ()),
+        "fast": ("observe", start, "question", 4, 1024, 256, 4, 128, ()),
+        "balanced": ("rectify", [*start, unsure], "question", 4, 2048, 256, 4, 96, ()),
+        "faithful": ("rectify", [*start, slightly], "question", 4, 2048, 256, 4, 64, (0, 1)),
+        "exact": ("verify", [*text, unsure], "question", 4, 2048, 256, 4, 32, ()),
     }
     for name, row in rows.items():
         config = SessionConfig.preset(name)
