@@ -24,8 +24,9 @@ from sfi_agent.engine.draft_length import DraftLength
 from sfi_agent.engine.drafting import Drafter
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.runner import Runner
+from sfi_agent.engine.sampling import GivenTokens, TokenChooser
 from sfi_agent.engine.schedule import SegmentSchedule
-from sfi_agent.engine.steps import Steps, TokenChooser
+from sfi_agent.engine.steps import Steps
 from sfi_agent.observe.trace import StepKind, StepRecord
 from sfi_agent.protocols import Selector
 
@@ -59,23 +60,22 @@ class Decoder:
         """Let these functions look on from now on, in place of earlier ones."""
         self.steps.instruments = instruments
 
-    def decode(
-        self, state: DecodingState, limits: DecodeLimits, chooser: TokenChooser | None = None
-    ) -> Iterator[StepRecord]:
+    def decode(self, state: DecodingState, limits: DecodeLimits) -> Iterator[StepRecord]:
         """Process what is unprocessed, then choose tokens until a limit.
 
         Args:
             state: Has at least one unprocessed id; changed as tokens are chosen. Between two
                 yields ids are consistent, and when the iterator is closed keys are too.
             limits: When to end.
-            chooser: Chooses tokens in place of the sampler.
 
         Yields:
             One record per chosen token, already appended to `state.ids`.
         """
         settings = self._settings
         verified = settings.sparse and settings.slow_step == "verify"
-        self.steps.chooser = chooser or self._sampler
+        self.steps.chooser = self._sampler
+        if limits.given_ids:
+            self.steps.chooser = GivenTokens(len(state.ids), limits.given_ids, self._sampler)
         # Drafts are the policy's own, also where somebody else says which of them stand.
         self.steps.draft_chooser = self._sampler if verified else self.steps.chooser
         schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
@@ -110,9 +110,7 @@ class Decoder:
         reason = "prefill"
         for count in range(1, limits.max_new_tokens + 1):
             yield self._keep(state, choice, kind, reason, time.perf_counter() - started)
-            if choice.token_id in limits.stop_ids or count == limits.max_new_tokens:
-                return
-            if limits.cancelled():
+            if limits.ends_with(choice.token_id, count) or limits.cancelled():
                 return
             started = time.perf_counter()
             self._show_token(state, schedule, choice)
@@ -149,11 +147,11 @@ class Decoder:
         if choice is None:
             return
         yield self._keep(state, choice, "slow", "prefill", time.perf_counter() - started)
-        left = limits.max_new_tokens - 1
+        count = 1
         drafter = Drafter(self.steps, schedule)
-        while left and choice.token_id not in limits.stop_ids and not limits.cancelled():
+        while not limits.ends_with(choice.token_id, count) and not limits.cancelled():
             schedule.maximum_tokens = length.tokens()
-            draft = drafter.draft(state, choice, left, limits)
+            draft = drafter.draft(state, choice, count, limits)
             if draft is None:
                 return
             started = time.perf_counter()
@@ -164,7 +162,7 @@ class Decoder:
             for record in drafter.records(state, draft, verdict, seconds):
                 state.ids.append(record.token_id)
                 state.prompt_start = len(state.ids) - 1
-                left -= 1
+                count += 1
                 yield record
                 if limits.cancelled():
                     return

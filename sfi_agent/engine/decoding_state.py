@@ -52,14 +52,21 @@ class DecodeLimits:
     """When a decoding ends.
 
     Attributes:
-        max_new_tokens: At most so many tokens are chosen, at least 1.
+        max_new_tokens: At most so many tokens are appended, at least 1.
         stop_ids: Choosing one of these ends the decoding; it is the last token returned.
+        given_ids: The first tokens, taken as given instead of chosen; none of them is a stop.
         cancelled: Asked between steps; true ends the decoding.
     """
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    given_ids: tuple[int, ...] = ()
     cancelled: Callable[[], bool] = field(default=lambda: False)
+
+    def ends_with(self, token_id: int, count: int) -> bool:
+        """Whether a token that is the `count`-th of the decoding, from 1, ends it."""
+        stops = token_id in self.stop_ids and count > len(self.given_ids)
+        return stops or count >= self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

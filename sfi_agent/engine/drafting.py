@@ -81,15 +81,15 @@ class Drafter:
         self._schedule = schedule
 
     def draft(
-        self, state: DecodingState, pending: Choice, room: int, limits: DecodeLimits
+        self, state: DecodingState, pending: Choice, count: int, limits: DecodeLimits
     ) -> Draft | None:
         """Take fast steps until something asks for a slow one.
 
         Args:
             state: Its last id is the pending token; the memory is ready.
             pending: The choice of that token.
-            room: At most so many drafts, at least 1.
-            limits: Its stop ids and cancellation end the segment.
+            count: Tokens of the decoding so far, the pending one included.
+            limits: They end the segment.
 
         Returns:
             The drafts; None when cancelled, which leaves nothing of them.
@@ -116,9 +116,10 @@ class Drafter:
             event = StepEvent(position, drawn.entropy_nats, drawn.selected_mass)
             draft.tokens.append(self._drafted(state, drawn, event, started))
             token, position = drawn, position + 1
-            if drawn.token_id in limits.stop_ids or len(draft.tokens) == room:
-                stop = drawn.token_id in limits.stop_ids
-                draft.reason, draft.closing = "stop_id" if stop else "max_new_tokens", True
+            drafted = count + len(draft.tokens)
+            if limits.ends_with(drawn.token_id, drafted):
+                full = drafted >= limits.max_new_tokens
+                draft.reason, draft.closing = "max_new_tokens" if full else "stop_id", True
                 return draft
 
     def settle(self, draft: Draft, accepted: int) -> None:

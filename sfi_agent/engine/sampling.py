@@ -10,11 +10,12 @@ trick; Gumbel 1954, Maddison et al. 2014, arXiv 1411.0030).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["GivenTokens", "Sampler", "entropy_nats", "uniform_noise"]
+__all__ = ["GivenTokens", "Sampler", "TokenChooser", "entropy_nats", "uniform_noise"]
 
 # Finaliser constants of splitmix64 (Steele, Lea and Flood 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -22,6 +23,12 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 # One bit less than a float64 holds, so that the half added below is exact and 1.0 never occurs.
 _UNIFORM_BITS = 52
+
+
+class TokenChooser(Protocol):
+    """Chooses the token of a position from logits `[vocabulary]`, on their device (`Sampler`)."""
+
+    def choose(self, logits: Tensor, position: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +83,22 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class GivenTokens:
-    """Takes tokens as given, whatever the logits say (teacher forcing).
+    """Takes tokens as given, whatever the logits say (teacher forcing), and chooses behind them.
 
     Attributes:
         first_position: Absolute position of the first one.
         token_ids: In order.
+        sampler: Chooses what comes after them.
     """
 
     first_position: int
     token_ids: tuple[int, ...]
+    sampler: TokenChooser
 
     def choose(self, logits: Tensor, position: int) -> Tensor:
-        """The token given for a position, `[]` int64 on the device of the logits."""
+        """The token of a position, `[]` int64 on the device of the logits."""
+        if position >= self.first_position + len(self.token_ids):
+            return self.sampler.choose(logits, position)
         token = self.token_ids[position - self.first_position]
         return torch.full((), token, dtype=torch.int64, device=logits.device)
 

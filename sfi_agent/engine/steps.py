@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +17,10 @@ from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState,
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.refresh import refresh_memory
 from sfi_agent.engine.runner import Runner
-from sfi_agent.engine.sampling import entropy_nats
+from sfi_agent.engine.sampling import TokenChooser, entropy_nats
 from sfi_agent.protocols import Boundary, Selector, StepEvent
 
-__all__ = ["Steps", "TokenChooser", "Verdict"]
-
-
-class TokenChooser(Protocol):
-    """Chooses the token of a position (see `Sampler`)."""
-
-    def choose(self, logits: Tensor, position: int) -> Tensor: ...
+__all__ = ["Steps", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)

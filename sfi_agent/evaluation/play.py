@@ -6,8 +6,7 @@ its first selection is the one that a session of its own would make.
 
 Protocols: with `dense_question` a question is part of the dense prefill, as in every session; with
 `sparse_question` the question's tokens are steps of the policy, which has to find out what to read
-without a dense look from the question. The token behind which the answer starts is always
-processed densely.
+without a dense look from the question.
 
 Answers: with `own` every policy goes on from what it answered itself, as agents do; with
 `reference` generated tokens are thrown away, and the right answer takes their place.
@@ -17,8 +16,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
@@ -101,8 +101,7 @@ def play_case(
         case: What to ask.
         policies: Configurations by name. `max_new_tokens` comes from the case. "dense" is added
             where it is missing, with the sampling that all others share.
-        protocol: See the module.
-        answers: See the module.
+        protocol, answers: See the module.
         task: Judges the answers; None takes the built-in task that the case names.
         on_session: Told the policy and its session, which holds the context and nothing else,
             before anything runs in it.
@@ -135,12 +134,10 @@ def play_case(
                     on_session(name, session)
                 player = _Player(session, dialogue, dense_question, answers == "reference")
                 turns: list[TurnRun] = []
-                for index, turn in enumerate(case.turns):
-                    played = player.play(turn)
-                    dense_ids = runs[DENSE].turns[index].output_ids if runs else played.ids
-                    turns.append(played.as_run(judge, turn, dense_ids))
+                for turn, dense in zip_longest(case.turns, runs[DENSE].turns if runs else ()):
+                    turns.append(player.play(turn).as_run(judge, turn, dense))
                     if on_turn is not None:
-                        on_turn(name, index, turns[-1])
+                        on_turn(name, len(turns) - 1, turns[-1])
             runs[name] = CaseRun(name, tuple(turns))
             if on_run is not None:
                 on_run(runs[name])
@@ -157,7 +154,7 @@ class _Played:
     question_steps: tuple[StepRecord, ...] = ()
     seconds: float = 0.0
 
-    def as_run(self, judge: Task, turn: Turn, dense_ids: Sequence[int]) -> TurnRun:
+    def as_run(self, judge: Task, turn: Turn, dense: TurnRun | None) -> TurnRun:
         return TurnRun(
             output=self.text,
             output_ids=self.ids,
@@ -167,7 +164,7 @@ class _Played:
             drafted_tokens=sum(step.drafted_tokens for step in self.steps),
             accepted_tokens=sum(step.accepted_tokens for step in self.steps),
             seconds=self.seconds,
-            agreed_tokens=common_prefix(self.ids, dense_ids),
+            agreed_tokens=common_prefix(self.ids, self.ids if dense is None else dense.output_ids),
             question_steps=self.question_steps,
         )
 
@@ -190,11 +187,14 @@ class _Player:
         if prompt is None:
             return _Played("", ())
         started = time.perf_counter()
-        rest, question_steps = self._give(prompt)
+        new, given = self._split(prompt)
         before = len(session.trace)
-        ids = session.decode(rest, max_new_tokens=turn.max_new_tokens, stop_ids=self._stop_ids)
+        ids = session.decode(
+            new, given_ids=given, max_new_tokens=turn.max_new_tokens, stop_ids=self._stop_ids
+        )
         seconds = time.perf_counter() - started
-        steps = session.trace[before:]
+        records = session.trace[before:]
+        question_steps, steps = records[: len(given)], records[len(given) :]
         answer = self._course.read(turn, prompt, ids)
         if self._reference_answers:
             # What was generated is thrown away; the right answer is appended with the next prompt.
@@ -205,9 +205,9 @@ class _Player:
         text = answer.calls_json if turn.calls else answer.text
         return _Played(text, tuple(ids), tuple(steps), tuple(question_steps), seconds)
 
-    def _give(self, prompt: Prompt) -> tuple[list[int], list[StepRecord]]:
-        """Bring the session to the prompt: ids that are left to decode from, and the records of
-        those that were followed."""
+    def _split(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """Rewind to what the session shares with the prompt; what is left of it, as ids to prefill
+        and ids whose steps the policy takes."""
         session = self._session
         present = session.token_ids
         kept = common_prefix(present, prompt.ids)
@@ -218,9 +218,7 @@ class _Player:
             # Mode dense sees the same either way; a prefill is faster than steps.
             return new, []
         past = max(0, prompt.question_start - kept)
-        if past:
-            session.decode(new[:past], max_new_tokens=0)
-        return [], session.follow(new[past:])
+        return new[:past], new[past:]
 
 
 def _dense_config(policies: Mapping[str, SessionConfig]) -> SessionConfig:

@@ -166,6 +166,7 @@ class Session:
         *,
         max_new_tokens: int | None = None,
         stop_ids: Collection[int] = (),
+        given_ids: Sequence[int] = (),
     ) -> list[int]:
         """Append raw ids and decode: no template, no BOS, no stop ids but those given.
 
@@ -174,9 +175,11 @@ class Session:
             max_new_tokens: At most so many are generated; None takes `sampling.max_new_tokens`.
                 0 only processes the ids and leaves the last one pending.
             stop_ids: Generating one of these ends the decoding; it is the last id returned.
+            given_ids: Taken for the first tokens behind `token_ids`, under the policy's steps,
+                before any is chosen (see `follow`).
 
         Returns:
-            The generated ids.
+            The generated ids, without those given.
 
         Raises:
             InputError: An id, a stop id or the limit is not usable.
@@ -188,19 +191,9 @@ class Session:
         wanted = self.config.sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         limit, stops = at_least("max_new_tokens", wanted, 0), integers("stop_ids", stop_ids)
         with self._owner.held_for("decode"):
-            self._cancelled.clear()
-            new_ids = self._core.append(token_ids, limit)
-            generated: list[int] = []
-            try:
-                if limit == 0:
-                    self._core.prefill()
-                else:
-                    until = DecodeLimits(limit, stops, self._cancelled.is_set)
-                    generated.extend(item.token_id for item in self._core.steps(until))
-            finally:
-                if self._chat is not None:
-                    self._chat.append_raw(new_ids, generated)
-            return generated
+            given = self._core.checked(given_ids)
+            records = self._decode(token_ids, given, limit, stops)
+            return [record.token_id for record in records[len(given) :]]
 
     def follow(
         self, token_ids: Sequence[int], *, prompt_ids: Sequence[int] = ()
@@ -222,17 +215,30 @@ class Session:
                 As in `decode`.
         """
         with self._owner.held_for("follow"):
-            self._cancelled.clear()
-            given, new_ids = self._core.given(token_ids, prompt_ids)
-            records: list[StepRecord] = []
-            try:
-                if given:
-                    until = DecodeLimits(len(given), cancelled=self._cancelled.is_set)
-                    records.extend(self._core.steps(until, given))
-            finally:
-                if self._chat is not None:
-                    self._chat.append_raw(new_ids, [record.token_id for record in records])
-            return records
+            return self._decode(prompt_ids, self._core.checked(token_ids), 0, frozenset())
+
+    def _decode(
+        self,
+        new_ids: Sequence[int],
+        given_ids: tuple[int, ...],
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+    ) -> list[StepRecord]:
+        """Append, follow what is given, choose behind it; the records of both."""
+        self._cancelled.clear()
+        total = len(given_ids) + max_new_tokens
+        appended = self._core.append(new_ids, total)
+        records: list[StepRecord] = []
+        try:
+            if total == 0:
+                self._core.prefill()
+            else:
+                limits = DecodeLimits(total, stop_ids, given_ids, self._cancelled.is_set)
+                records.extend(self._core.steps(limits))
+        finally:
+            if self._chat is not None:
+                self._chat.append_raw(appended, [record.token_id for record in records])
+        return records
 
     def attach(self, instruments: Instruments) -> None:
         """Let functions look on at every later step, in place of those attached before.

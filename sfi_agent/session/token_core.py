@@ -14,7 +14,7 @@ from sfi_agent.engine.decoder import Decoder
 from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSettings
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.memory import MemoryLayout
-from sfi_agent.engine.sampling import GivenTokens, Sampler
+from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import (
@@ -140,18 +140,9 @@ class TokenCore:
         while self.trace and self.trace[-1].position >= kept_tokens:
             self.trace.pop()
 
-    def steps(
-        self, limits: DecodeLimits, given_ids: Sequence[int] | None = None
-    ) -> Iterator[StepRecord]:
-        """Decode until a limit; every record is in the trace when it is yielded.
-
-        Args:
-            limits: When to end.
-            given_ids: Taken in place of chosen tokens; at least as many as the limits allow.
-        """
-        state = self._opened()
-        chooser = None if given_ids is None else GivenTokens(len(state.ids), tuple(given_ids))
-        for record in self._decoder.decode(state, limits, chooser):
+    def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
+        """Decode until a limit; every record is in the trace when it is yielded."""
+        for record in self._decoder.decode(self._opened(), limits):
             self.trace.append(record)
             if record.kind != "fast" and self.config.mode == "slow_fast":
                 log_event("debug", "slow_step", session=self.id, **asdict(record))
@@ -161,19 +152,13 @@ class TokenCore:
         """See `Instruments`."""
         self._decoder.attach(instruments)
 
-    def given(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Append a prompt, and check ids that are to be decoded behind it.
-
-        Returns:
-            Both as plain integers.
+    def checked(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Ids that are to be decoded as given, as plain integers.
 
         Raises:
             InputError: An id is not an integer of the vocabulary.
-            NothingPendingError: No unprocessed id is there to decode behind.
-            ContextOverflowError: The model's context would not hold them.
         """
-        checked = self._checked(ids)
-        return checked, self.append(prompt_ids, len(checked))
+        return tuple(self._checked(ids))
 
     def prefill(self) -> None:
         """Process all ids but the last, which stays pending."""

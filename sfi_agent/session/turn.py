@@ -148,7 +148,7 @@ class TurnRunner:
                 room_tokens=room,
                 limit_tokens=limit,
             )
-        return DecodeLimits(room, self._chat.stop_ids, self._cancelled)
+        return DecodeLimits(room, self._chat.stop_ids, cancelled=self._cancelled)
 
     def _take_back(
         self, plan: TurnPlan, past: Transcript, past_trace: Sequence[StepRecord]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,9 +25,21 @@ from sfi_agent.plugins import build_selector
 from tests.families import FAMILIES, Family, build_model, word_tokenizer
 from tests.reference import dense_logits
 from tests.test_engine.test_sdpa import assert_near, by_the_book, causal, draw
+from tests.test_guarantees.adversaries import (
+    ADVERSARIAL_DETECTORS,
+    ADVERSARIAL_SELECTORS,
+    adversaries,
+)
 from tests.test_guarantees.play import close, play, same_tokens
-from tests.test_guarantees.policies import FILLING_SELECTORS, for_each, sparse_policies
+from tests.test_guarantees.policies import (
+    FILLING_SELECTORS,
+    block_policies,
+    dense_twin,
+    for_each,
+    sparse_policies,
+)
 from tests.test_guarantees.test_bfloat16 import _ROUTED, ROUNDING
+from tests.test_guarantees.test_rectify import dense_history, same_history, watch_histories
 from tests.test_guarantees.test_replay import check_replay
 
 DEVICE = "cuda"
@@ -93,6 +105,54 @@ def test_a_session_equals_a_plain_forward_with_the_same_steps(family: Family) ->
         engine = engine_of(family, torch.float32)
         played = play(engine, config, TURNS, new_tokens=9, look=True)
         check_replay(engine, config, played, TURNS)
+
+
+@over_families
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 6}], ids=["greedy", "warm"])
+def test_verify_equals_dense(family: Family, dtype: torch.dtype, sampling: dict[str, Any]) -> None:
+    """Adversarial plugins included. bfloat16: where dense decoding of a block rounds otherwise
+    than token by token, a token may flip; the gap rule of `test_full_budget_equals_dense`."""
+    engine = engine_of(family, dtype)
+    tolerance = 1e-4 if dtype is torch.float32 else 5 * ROUNDING
+    with adversaries():
+        for detector, selector in (
+            *zip(ADVERSARIAL_DETECTORS, ADVERSARIAL_SELECTORS, strict=True),
+            ("interval", "per_head"),
+            ("entropy", "kl_fusion"),
+        ):
+            config = FEW.replace(
+                slow_step="verify",
+                boundaries=[{"name": detector}],
+                selector={"name": selector},
+                refresh={"evidence_queries": 3},
+                sampling=sampling,
+            )
+            dense = play(engine, dense_twin(config), TURNS, new_tokens=12)
+            verified = play(engine, config, TURNS, new_tokens=12)
+            if same_tokens(dense, verified, config, tolerance):
+                assert dense.ids == verified.ids
+
+
+@over_families
+@pytest.mark.parametrize("slow_step", ["rectify", "verify"])
+def test_slow_steps_leave_the_history_of_a_dense_run(
+    family: Family, slow_step: Literal["rectify", "verify"]
+) -> None:
+    with adversaries():
+
+        @for_each(family.name + slow_step, 3, config=block_policies(slow_step))
+        def check(config: SessionConfig) -> None:
+            engine = engine_of(family, torch.float32)
+            with engine.session(config) as session:
+                found = watch_histories(session)
+                for turn in TURNS:
+                    session.decode(turn, max_new_tokens=9)
+                ids = session.token_ids
+            expected = dense_history(engine, ids)
+            assert len(found) >= len(TURNS)
+            for snapshot in found.values():
+                same_history(snapshot, expected)
 
 
 @over_families

@@ -176,7 +176,7 @@ def test_selectors_see_the_last_queries_that_stand(family: str, slow_step: str) 
 
     @for_each(
         family + slow_step,
-        3,
+        2,
         config=block_policies(slow_step),
         turns=turns_of_ids,
         chunk=chunk_sizes,

@@ -90,7 +90,7 @@ def test_whatever_is_done_with_a_session(family: str) -> None:
 
     @for_each(
         family,
-        3,
+        2,
         config=block_policies("verify"),
         prompt=prompts,
         operations=st.lists(_operations, min_size=3, max_size=5),

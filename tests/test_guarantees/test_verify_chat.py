@@ -172,7 +172,7 @@ def test_events_come_as_their_tokens_become_final(mistakes: float) -> None:
         assert session.token_ids[: len(seen)] == seen
 
 
-@pytest.mark.parametrize("limit", range(1, 30, 3))
+@pytest.mark.parametrize("limit", range(1, 30, 4))
 def test_limits_in_the_middle_of_a_segment(limit: int) -> None:
     engine = chat_engine()
     found = []
@@ -187,7 +187,7 @@ def test_limits_in_the_middle_of_a_segment(limit: int) -> None:
     assert found[0][2] == "length"
 
 
-@pytest.mark.parametrize("kept", range(1, 25, 3))
+@pytest.mark.parametrize("kept", range(1, 25, 5))
 @pytest.mark.parametrize("how", ["close", "cancel"])
 def test_leaving_a_stream_in_the_middle_of_a_segment(
     how: Literal["close", "cancel"], kept: int

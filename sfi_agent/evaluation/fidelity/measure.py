@@ -191,7 +191,7 @@ class _WindowRunner:
         """Decode over given ids, or freely until a stop id or the limit."""
         if given is None:
             return list(core.steps(DecodeLimits(self._tokens, self._stops)))
-        return list(core.steps(DecodeLimits(len(given)), given))
+        return list(core.steps(DecodeLimits(len(given), given_ids=tuple(given))))
 
 
 def _common_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
