@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from sfi_agent.errors import ConfigError, explain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from sfi_agent.evaluation.ablation import AblationGrid, AblationProgress, AblationResults
 
@@ -25,7 +27,8 @@ __all__ = ["ablate"]
 FAILED_RUNS_STATUS = 1
 INTERRUPTED_STATUS = 130
 _LINES_WITHOUT_TERMINAL = 20
-_NAME_CHARACTERS = 24
+_NAME_CHARACTERS = 16
+_FILE_CHARACTERS = 140
 _BAR_CHARACTERS = 16
 
 GridFile = Annotated[
@@ -130,11 +133,10 @@ def _show_plan(grid: AblationGrid, *, as_json: bool, color: bool) -> None:
     from sfi_agent.evaluation.ablation.plan import Plan
 
     plan = Plan.of(grid)
-    policies = [{**item.parts(), "config": item.config.resolved()} for item in plan.policies]
-    skipped = [{"policy": item.policy, "reason": item.reason} for item in plan.skipped]
+    described = plan.described()
+    policies, skipped = described["policies"], described["skipped"]
     if as_json:
-        document = {"policies": policies, "skipped": skipped}
-        print_json({**document, "cases": len(plan.cases), "planned_runs": len(plan.runs)})
+        print_json({**described, "cases": len(plan.cases), "planned_runs": len(plan.runs)})
         return
     console = make_console(color=color)
     for policy in policies:
@@ -161,33 +163,33 @@ def _progress(color: bool) -> Iterator[Any]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    whole, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
+    cell, rest = Column(no_wrap=True), Column(no_wrap=True, ratio=1, overflow="ellipsis")
     columns = (
-        TextColumn("{task.description}", table_column=whole.copy()),
+        TextColumn("{task.description}", table_column=cell.copy()),
         BarColumn(_BAR_CHARACTERS),
-        MofNCompleteColumn(table_column=whole.copy()),
-        TimeElapsedColumn(table_column=whole.copy()),
-        TextColumn("left", table_column=whole.copy()),
-        TimeRemainingColumn(table_column=whole.copy()),
+        MofNCompleteColumn(table_column=cell.copy()),
+        TimeElapsedColumn(table_column=cell.copy()),
+        TextColumn("left", table_column=cell.copy()),
+        TimeRemainingColumn(table_column=cell.copy()),
         TextColumn("{task.fields[detail]}", table_column=rest, markup=False),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("loading", total=None, detail="")
+        yield partial(_move, bar, task)
 
-        def tell(now: AblationProgress) -> None:
-            if bar.tasks[task].description != now.stage:
-                # The rate of another stage would spoil the time left of this one.
-                bar.reset(task, total=now.total or None, completed=now.done)
-            failed = f" ({now.failed} failed)" if now.failed else ""
-            bar.update(
-                task,
-                description=now.stage,
-                total=now.total or None,
-                completed=now.done,
-                detail=f"{now.detail}{failed}",
-            )
 
-        yield tell
+def _move(bar: Progress, task: TaskID, now: AblationProgress) -> None:
+    if bar.tasks[task].description != now.stage:
+        # The rate of another stage would spoil the time left of this one.
+        bar.reset(task, total=now.total or None, completed=now.done)
+    failed = f" ({now.failed} failed)" if now.failed else ""
+    bar.update(
+        task,
+        description=now.stage,
+        total=now.total or None,
+        completed=now.done,
+        detail=f"{now.detail}{failed}",
+    )
 
 
 class _Lines:
@@ -220,6 +222,9 @@ def _show(results: AblationResults, *, as_json: bool, color: bool) -> None:
         print_json({**document, "folder": str(results.folder), "report": report})
         return
     console = make_console(color=color)
+    if not console.is_terminal:
+        # Nobody folds lines of a file; on a terminal the names of policies fold.
+        console.width = max(console.width, _FILE_CHARACTERS)
     for place, rows in _by_place(results.rows).items():
         _print_table(console, place, rows)
     for failure in results.failed[:5]:

@@ -58,6 +58,7 @@ def test_table_files_and_report(invoke: Invoke, grid_file: Path, tmp_path: Path)
     summed = invoke("ablate", "--report", str(out))
     assert summed.exit_code == 0 and "4 of 4 runs finished." in summed.stdout
     assert (out / "report.html").exists() and "loading" not in summed.stderr
+    assert json.loads((out / "results.json").read_text())["command"] == document["command"]
 
 
 def test_the_plan_is_said_without_playing(

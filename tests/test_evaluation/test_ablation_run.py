@@ -428,6 +428,17 @@ def test_failing_runs_are_kept_with_their_reason_and_end_nothing(
     assert again == {failure["run"] for failure in results.failed}
 
 
+def test_an_error_of_the_listener_is_no_failed_run(tmp_path: Path) -> None:
+    def listen(moment: AblationProgress) -> None:
+        if moment.done == 2:
+            raise ValueError("a bug of the listener")
+
+    with pytest.raises(ValueError, match="a bug of the listener"):
+        run_ablation(GRID, tmp_path, report=False, on_progress=listen)
+    part = json.loads((tmp_path / "results.json").read_text())
+    assert part["finished_runs"] == 2 and part["failed_runs"] == 0
+
+
 def test_a_full_disk_ends_the_ablation_and_is_no_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: AblationResults
 ) -> None:

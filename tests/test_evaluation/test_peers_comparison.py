@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from sfi_agent.evaluation.peers.environment import PeerError
 from sfi_agent.evaluation.peers.exchange import ArmRun, PeerTurn, plan_json, run_from_json
 from sfi_agent.evaluation.peers.questions import Questions, peer_task
 from sfi_agent.evaluation.peers.scores import score_runs, summarise
-from sfi_agent.evaluation.peers.sessions import play_sessions
+from sfi_agent.evaluation.peers.sessions import play_sessions, read_tokens
 from sfi_agent.evaluation.peers.tables import comparison_tables
 from sfi_agent.evaluation.tasks import Score
+from sfi_agent.observe.trace import StepKind, StepRecord
 from sfi_agent.presets import PRESETS
 from tests.families import tiny_engine
 from tests.test_evaluation.peers_cases import planned_case
@@ -115,6 +117,26 @@ def test_a_policy_plays_as_a_session_of_its_own_would(protocol: str) -> None:
     assert 0 < sparse.turns[0].read_tokens < dense.turns[0].read_tokens
     assert sparse.turns[1].kept_tokens == sparse.turns[1].prompt_tokens + 11
     assert sparse.turns[1].fed_again_tokens == 0
+
+
+def test_tokens_read_count_every_step_that_was_run() -> None:
+    def step(kind: StepKind, position: int, **counts: int) -> StepRecord:
+        return StepRecord(kind, None, "", 10, 0, 0.0, position, 0, **counts)
+
+    def read(steps: list[StepRecord], windows: tuple[int | None, ...], dense: list[int]) -> float:
+        shape = SimpleNamespace(windows=windows)
+        config = SessionConfig(memory={"dense_layers": dense})
+        session: Any = SimpleNamespace(engine=SimpleNamespace(shape=shape), config=config)
+        return read_tokens(session, steps)
+
+    prefill, fast = step("slow", 100), step("fast", 101)
+    slow, retry = step("slow", 102, dense_passes=1), step("retry", 103, dense_passes=1)
+    assert read([prefill], (None,), []) == 0
+    assert read([prefill, fast, slow, retry], (None,), []) == 10 + 102 + (10 + 103)
+    assert read([fast, slow], (None, None), [1]) == (10 + 102 + 101 + 102) / 2
+    assert read([fast, slow], (None, 7), []) == (10 + 102 + 7 + 7) / 2
+    verified = step("slow", 104, dense_passes=1, drafted_tokens=5, accepted_tokens=2)
+    assert read([fast, fast, verified], (None,), []) == 2 * 10 + 104 + 3 * 10
 
 
 # ---------------------------------------------------------------- scores and tables

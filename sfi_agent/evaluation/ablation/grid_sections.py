@@ -80,8 +80,8 @@ class TraceSettings(ConfigModel):
     policies: int = Field(
         default=12,
         ge=0,
-        description="Policies, in the order of the grid, whose first case is recorded; dense "
-        "comes on top. 0 records nothing.",
+        description="Policies whose first case is recorded, evenly spread over those of the "
+        "grid; dense comes on top. 0 records nothing.",
         json_schema_extra={"unit": "number"},
     )
     slow_steps: int = Field(

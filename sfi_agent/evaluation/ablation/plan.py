@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sfi_agent.evaluation.ablation.attempt import Job
+from sfi_agent.evaluation.ablation.details import spread
 from sfi_agent.evaluation.ablation.grid import AblationGrid
-from sfi_agent.evaluation.ablation.player import Job
 from sfi_agent.evaluation.ablation.policies import expand
 from sfi_agent.evaluation.ablation.policy import DENSE, Policy, Skipped
 from sfi_agent.evaluation.ablation.store import ResultsFolder
@@ -59,9 +60,9 @@ class Plan:
 
     @property
     def traced(self) -> list[RunKey]:
-        """The runs that are recorded in detail."""
+        """The runs that are recorded in detail: dense, and policies from all over the grid."""
         count = self.grid.traces.policies
-        names = [DENSE, *self.names[1 : count + 1]] if count else []
+        names = [DENSE, *spread(self.names[1:], count)] if count else []
         return [RunKey(detailed_case(self.grid), name) for name in names]
 
     def jobs(self, folder: ResultsFolder, *, retry_failed: bool) -> list[Job]:
@@ -88,6 +89,15 @@ class Plan:
         ]
         case = detailed_case(self.grid)
         return [Job(case, tuple(part), detailed=True) for part in parts]
+
+    def described(self) -> dict[str, list[dict[str, Any]]]:
+        """The policies in parts and as configurations, and the combinations left out."""
+        return {
+            "policies": [
+                {**policy.parts(), "config": policy.config.resolved()} for policy in self.policies
+            ],
+            "skipped": [{"policy": item.policy, "reason": item.reason} for item in self.skipped],
+        }
 
     def as_fingerprint(self) -> dict[str, Any]:
         """What decides the results, as far as the grid says it.

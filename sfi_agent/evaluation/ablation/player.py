@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sfi_agent.embedded import checkpoint_path
 from sfi_agent.errors import ConfigError, InputError, SfiError, explain
-from sfi_agent.evaluation.ablation.details import DetailRecorder
+from sfi_agent.evaluation.ablation.attempt import Attempt, Job, RunDone
 from sfi_agent.evaluation.ablation.policy import DENSE, Policy
-from sfi_agent.evaluation.ablation.records import failed_run, finished_run
+from sfi_agent.evaluation.ablation.records import failed_run
 from sfi_agent.evaluation.ablation.store import ResultsFolder, write_atomically
 from sfi_agent.evaluation.ablation.units import CaseKey, RunKey, case_keys
 from sfi_agent.evaluation.tasks import task_named
@@ -20,33 +19,13 @@ from sfi_agent.problems import Problem, problem_lines
 
 if TYPE_CHECKING:
     from sfi_agent.evaluation.ablation.grid import AblationGrid
-    from sfi_agent.evaluation.play import CaseRun, TurnRun
     from sfi_agent.evaluation.tasks import Case
     from sfi_agent.session.engine import Engine
-    from sfi_agent.session.session import Session
 
-__all__ = ["EMBEDDED", "CasePlayer", "Job", "RunDone", "load_engine"]
+__all__ = ["EMBEDDED", "CasePlayer", "load_engine"]
 
 EMBEDDED = "embedded"
 """What grids write for the model that is shipped in the package."""
-
-RunDone = Callable[[RunKey, bool], None]
-"""Told about every stored run, and whether it failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One case and the policies that are still to be played on it.
-
-    Attributes:
-        case: The case.
-        policies: Names of the policies whose runs are missing, dense perhaps among them.
-        detailed: Record traces of these runs; the runs themselves are stored already.
-    """
-
-    case: CaseKey
-    policies: tuple[str, ...]
-    detailed: bool = False
 
 
 def load_engine(grid: AblationGrid, device: str | None = None) -> Engine:
@@ -143,70 +122,39 @@ class CasePlayer:
 
         A policy that fails is stored as failed, and the other ones go on. An error before any
         policy has begun (the case cannot be made, or does not fit the model) fails them all.
+
+        Raises:
+            InputError: The system does not let files be written.
         """
         waiting = list(job.policies)
         while waiting:
-            attempt = _Attempt(waiting[0])
+            attempt = Attempt(job, waiting, self._grid.traces, self._folder, done)
             try:
-                self._play_once(job, waiting, attempt, done)
+                self._play_once(attempt)
                 assert not waiting, f"{waiting} were not played"
             except Exception as error:
-                if attempt.storing:
+                if attempt.handing_over:
                     raise  # Nothing is wrong with the run, and no other one could be stored.
-                lost = [attempt.policy] if attempt.policy in waiting else list(waiting)
-                if attempt.policy == DENSE or not attempt.began:
-                    lost = list(waiting)  # Without the reference no policy can be compared.
-                for name in lost:
+                for name in attempt.lost:
                     waiting.remove(name)
                     self._store_failure(RunKey(job.case, name), job, error)
                     done(RunKey(job.case, name), True)
 
-    def _play_once(self, job: Job, waiting: list[str], attempt: _Attempt, done: RunDone) -> None:
+    def _play_once(self, attempt: Attempt) -> None:
         from sfi_agent.evaluation.play import play_case
 
-        key = job.case
+        key = attempt.job.case
         case = self._make_case(key)
-        recorders: dict[str, DetailRecorder] = {}
-        reference: list[CaseRun] = []
-
-        def begin(name: str, session: Session) -> None:
-            attempt.policy, attempt.began = name, True
-            if job.detailed and name in waiting:
-                recorders[name] = DetailRecorder(session, self._grid.traces)
-
-        def note_turn(name: str, index: int, turn: TurnRun) -> None:
-            if index == 0 and name in recorders:
-                recorders[name].note_first_turn(turn)
-
-        def finish(run: CaseRun) -> None:
-            if run.policy == DENSE:
-                reference.append(run)
-            if run.policy not in waiting:
-                return  # The reference, played again for the others.
-            run_key = RunKey(key, run.policy)
-            if job.detailed:
-                document = recorders[run.policy].document(run_key, case, run)
-                path, indent = self._folder.trace_path(run_key), None
-            else:
-                document = finished_run(run_key, case, run, reference[0])
-                path, indent = self._folder.run_path(run_key), 1
-            attempt.storing = True
-            write_atomically(path, document, indent=indent)
-            if job.detailed:
-                self._folder.failed_trace_path(run_key).unlink(missing_ok=True)
-            attempt.storing = False
-            waiting.remove(run.policy)
-            done(run_key, False)
-
+        attempt.case = case
         play_case(
             self._engine,
             case,
-            {name: self._policies[name].with_seed(key.seed) for name in [DENSE, *waiting]},
+            {name: self._policies[name].with_seed(key.seed) for name in [DENSE, *attempt.waiting]},
             protocol=key.protocol,
             answers=key.answers,
-            on_session=begin,
-            on_turn=note_turn,
-            on_run=finish,
+            on_session=attempt.begin,
+            on_turn=attempt.note_turn,
+            on_run=attempt.finish,
         )
 
     def _store_failure(self, key: RunKey, job: Job, error: Exception) -> None:
@@ -261,18 +209,3 @@ class CasePlayer:
             remedy = "choose a task with a context, or dense_question"
             return [Problem(place, "sparse_question needs text before the question", remedy=remedy)]
         return []
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """How far one attempt at a case came.
-
-    Attributes:
-        policy: The policy that was being played last.
-        began: Whether any policy had begun.
-        storing: Whether a finished run was being written.
-    """
-
-    policy: str
-    began: bool = False
-    storing: bool = False

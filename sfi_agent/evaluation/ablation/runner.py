@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sfi_agent.config_files import to_yaml
 from sfi_agent.errors import InputError, explain
@@ -60,36 +62,23 @@ def run_ablation(
         raise InputError(explain("ran an ablation", got=f"workers={workers!r}", allowed=">= 1"))
     results = ResultsFolder(folder)
     results.check_usable()
-    plan = Plan.of(grid)
-    tell = _Teller(on_progress)
+    plan, tell = Plan.of(grid), _Teller(on_progress)
     tell.stage("loading", grid.model)
     crew = ThisProcess(plan, results) if workers == 1 else WorkerProcesses(plan, results, workers)
     with closing(crew):
         model = crew.start()
-        origins = plugin_origins(policy.config for policy in plan.policies)
-        fingerprint = {
-            **plan.as_fingerprint(),
-            "model": model,
-            "versions": {name: found for name, found in versions().items() if name != "python"},
-            "plugins": origins,
-        }
-        with results.opened(fingerprint):
+        with results.opened(_fingerprint(plan, model)):
             write_atomically(folder / _GRID_FILE, to_yaml(grid.as_json()))
-
-            def sum_up(*notes: str) -> AblationResults:
-                tell.stage("writing", "results")
-                return write_results(
-                    plan, results, model, command=command, workers=workers, notes=notes
-                )
-
+            sum_up = partial(write_results, plan, results, model, command=command, workers=workers)
             try:
                 troubles = _play(plan, results, crew, tell, retry_failed)
             except BaseException:
                 crew.close()
-                sum_up()
+                sum_up()  # Without a word to the listener, whose error this may be.
                 raise
             crew.close()
-            found = sum_up(*troubles)
+            tell.stage("writing", "results")
+            found = sum_up(notes=tuple(troubles))
             return _with_report(found) if report else found
 
 
@@ -112,7 +101,26 @@ def write_ablation_report(folder: Path) -> AblationResults:
             )
         )
     plan = Plan.of(AblationGrid.load(path))
-    return _with_report(write_results(plan, results, model))
+    before = results.read_results()
+    return _with_report(
+        write_results(
+            plan,
+            results,
+            model,
+            command=before.get("command"),
+            workers=before.get("workers", 1),
+        )
+    )
+
+
+def _fingerprint(plan: Plan, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides results; the version of Python is no part of it."""
+    return {
+        **plan.as_fingerprint(),
+        "model": dict(model),
+        "versions": {name: found for name, found in versions().items() if name != "python"},
+        "plugins": plugin_origins(policy.config for policy in plan.policies),
+    }
 
 
 def _with_report(found: AblationResults) -> AblationResults:

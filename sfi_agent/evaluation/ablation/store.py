@@ -145,6 +145,13 @@ class ResultsFolder:
         found = ((key, self.read_run(key)) for key in keys)
         return {key: run for key, run in found if run is not None}
 
+    def read_results(self) -> dict[str, Any]:
+        """The last `results.json`; empty when there is none, or it is damaged or of another
+        version: everything in it but the command line comes from other files."""
+        path = self.folder / "results.json"
+        document = _read_checked(path) if path.exists() else None
+        return document if document is not None and document.get("format") == FORMAT else {}
+
     def remove_other_traces(self, keys: Iterable[RunKey]) -> None:
         """Remove traces that the grid does not ask for any more, so that no page shows them."""
         wanted = {self.trace_path(key).name for key in keys}

@@ -75,7 +75,6 @@ def write_results(
     rows = table_rows(plan.policies, runs)
     folder.remove_other_traces(plan.traced)
     traces = {key: folder.read_trace(key) for key in plan.traced}
-    damaged = [f"{name} was damaged; what it held is not in the table" for name in folder.damaged]
     document: dict[str, Any] = {
         "format": FORMAT,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -85,12 +84,9 @@ def write_results(
         "versions": versions(),
         "workers": workers,
         **_progress(plan, runs),
-        "policies": [
-            {**policy.parts(), "config": policy.config.resolved()} for policy in plan.policies
-        ],
-        "skipped": [{"policy": item.policy, "reason": item.reason} for item in plan.skipped],
+        **plan.described(),
         "failed": [_failure(folder, key, run) for key, run in runs.items() if _failed(run)],
-        "notes": [*notes, *damaged, *_trace_failures(plan, folder)],
+        "notes": [*notes, *_damage(folder), *_trace_failures(plan, folder)],
         "rows": rows,
     }
     write_atomically(folder.folder / "results.csv", _csv_text(plan, rows))
@@ -129,6 +125,13 @@ def _failure(folder: ResultsFolder, key: RunKey, run: Mapping[str, Any]) -> dict
         "message": run["error"]["message"],
         "run": folder.run_path(key).relative_to(folder.folder).as_posix(),
     }
+
+
+def _damage(folder: ResultsFolder) -> list[str]:
+    return [
+        f"{name} was damaged; it was played again, or is not in the table"
+        for name in folder.damaged
+    ]
 
 
 def _trace_failures(plan: Plan, folder: ResultsFolder) -> list[str]:

@@ -6,15 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sfi_agent.evaluation.ablation.attempt import Job, RunDone
 from sfi_agent.evaluation.ablation.model_facts import model_facts
 from sfi_agent.evaluation.ablation.plan import Plan
-from sfi_agent.evaluation.ablation.player import (
-    EMBEDDED,
-    CasePlayer,
-    Job,
-    RunDone,
-    load_engine,
-)
+from sfi_agent.evaluation.ablation.player import EMBEDDED, CasePlayer, load_engine
 from sfi_agent.evaluation.ablation.store import ResultsFolder
 
 __all__ = ["ThisProcess", "ready_player", "threads_per_worker"]

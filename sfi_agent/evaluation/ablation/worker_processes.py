@@ -18,8 +18,8 @@ from sfi_agent.errors import (
     UnsupportedModelError,
     explain,
 )
+from sfi_agent.evaluation.ablation.attempt import Job, RunDone
 from sfi_agent.evaluation.ablation.plan import Plan
-from sfi_agent.evaluation.ablation.player import Job, RunDone
 from sfi_agent.evaluation.ablation.store import ResultsFolder
 from sfi_agent.evaluation.ablation.this_process import threads_per_worker
 from sfi_agent.evaluation.ablation.worker import WorkerArguments, work

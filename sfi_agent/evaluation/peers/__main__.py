@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM",
         help=f"default all: {', '.join(arm_names())}",
     )
+    _add_environment_and_files(parser)
+    return parser
+
+
+def _add_environment_and_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--threads", type=int, default=1, help="CPU threads of every arm")
     add("--kvpress-python", type=Path, default=None, help="Python of an environment with kvpress")
     pins = ", ".join(f"{name} {version}" for name, version in PINS.items())
@@ -79,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
         help="take what does not depend on sfi-agent from the JSON of an earlier comparison",
     )
     add("--out", type=Path, default=None, help="write JSON here, and the tables beside it as .md")
-    return parser
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from sfi_agent.evaluation.peers.rendering import CaseRenderer
 from sfi_agent.evaluation.peers.scores import ArmSummary, ScoredTurn, score_runs, summarise
 from sfi_agent.evaluation.peers.sessions import play_sessions
 from sfi_agent.evaluation.peers.tables import comparison_tables
-from sfi_agent.evaluation.tasks import Score
+from sfi_agent.evaluation.tasks import Case, Score, Task
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine
@@ -117,7 +117,44 @@ def compare(
     """
     renderer = CaseRenderer(engine)
     cases, sources = questions.make(renderer)
-    details: dict[str, Any] = {
+    details = _details(engine, model, contest, questions, cases)
+    earlier = Earlier() if earlier_path is None else read_earlier(earlier_path, details)
+    pythons = _pythons(contest, earlier, kvpress_python)
+    versions = {name: found for name, (_, found) in pythons.items()}
+    details["versions"] = earlier.merged_versions(versions)
+    runs = [*earlier.runs, *_play_workers(contest, earlier, pythons, details, cases, progress)]
+    _check_dense(runs)
+    runs += play_sessions(engine, contest.policies, cases, progress)
+
+    turns = _judged(runs, cases, sources, renderer)
+    return Comparison(contest.titles, tuple(summarise(turns)), tuple(turns), details)
+
+
+def _judged(
+    runs: Sequence[ArmRun],
+    cases: Sequence[PlannedCase],
+    sources: Mapping[str, tuple[Task, Case]],
+    renderer: CaseRenderer,
+) -> list[ScoredTurn]:
+    def judge(name: str, index: int, text: str) -> Score:
+        task, case = sources[name]
+        return task.score(case.turns[index], text)
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(renderer.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    return score_runs(runs, cases, judge, decode, DENSE_ARM)
+
+
+def _details(
+    engine: Engine,
+    model: Path,
+    contest: Contest,
+    questions: Questions,
+    cases: Sequence[PlannedCase],
+) -> dict[str, Any]:
+    """What the results follow from, besides versions."""
+    return {
         **_settings(engine, model),
         "kept_tokens": contest.kept_tokens,
         "context_tokens": questions.context_tokens,
@@ -127,23 +164,6 @@ def compare(
         "policies": {name: config.resolved() for name, config in contest.policies.items()},
         "prompts": [prompt_json(case) for case in cases],
     }
-    earlier = Earlier() if earlier_path is None else read_earlier(earlier_path, details)
-    pythons = _pythons(contest, earlier, kvpress_python)
-    versions = {name: found for name, (_, found) in pythons.items()}
-    details["versions"] = earlier.merged_versions(versions)
-    runs = [*earlier.runs, *_play_workers(contest, earlier, pythons, details, cases, progress)]
-    _check_dense(runs)
-    runs += play_sessions(engine, contest.policies, cases, progress)
-
-    def judge(name: str, index: int, text: str) -> Score:
-        task, case = sources[name]
-        return task.score(case.turns[index], text)
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(renderer.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    turns = score_runs(runs, cases, judge, decode, DENSE_ARM)
-    return Comparison(contest.titles, tuple(summarise(turns)), tuple(turns), details)
 
 
 def _check_dense(runs: Sequence[ArmRun]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,14 +74,7 @@ class CaseRenderer:
                 answers do not fit the model.
             TemplateError: The chat template changes the context.
         """
-        if case.tools or any(turn.exchanges or turn.calls for turn in case.turns):
-            raise InputError(
-                explain(
-                    f"Side by side: case {case.seed} of {case.task}",
-                    got="a case with tools, which the other contestants have no loop for",
-                    allowed="cases whose turns are questions",
-                )
-            )
+        _check_has_no_tools(case)
         texts = self._chat(case) if self._has_template else self._plain(case)
         context = self._begin() + self._encode(texts.context)
         questions = [self._encode(text) for text in texts.questions]
@@ -93,24 +87,7 @@ class CaseRenderer:
             PlannedTurn(tuple(ids), turn.max_new_tokens)
             for ids, turn in zip(questions, case.turns, strict=True)
         )
-        if len(context) < 2:
-            raise InputError(
-                explain(
-                    f"Side by side: case {case.seed} of {case.task}",
-                    got="nothing before the first question",
-                    remedy="Use a task with a context, or a tokenizer with a chat template",
-                )
-            )
-        needed = len(context) + sum(len(turn.ids) + turn.max_new_tokens + 1 for turn in turns)
-        if needed > self._limit:
-            raise InputError(
-                explain(
-                    f"Side by side: case {case.seed} of {case.task}",
-                    got=f"{needed} tokens with the longest answers",
-                    allowed=f"{self._limit} tokens in this model",
-                    remedy="Ask for fewer context tokens",
-                )
-            )
+        self._check_fits(case, len(context), turns)
         name = f"{case.task}/{protocol}/{case.seed}"
         return PlannedCase(
             name,
@@ -122,6 +99,26 @@ class CaseRenderer:
             tuple(closing),
             self._stop_ids,
         )
+
+    def _check_fits(self, case: Case, context_tokens: int, turns: Sequence[PlannedTurn]) -> None:
+        if context_tokens < 2:
+            raise InputError(
+                explain(
+                    f"Side by side: case {case.seed} of {case.task}",
+                    got="nothing before the first question",
+                    remedy="Use a task with a context, or a tokenizer with a chat template",
+                )
+            )
+        needed = context_tokens + sum(len(turn.ids) + turn.max_new_tokens + 1 for turn in turns)
+        if needed > self._limit:
+            raise InputError(
+                explain(
+                    f"Side by side: case {case.seed} of {case.task}",
+                    got=f"{needed} tokens with the longest answers",
+                    allowed=f"{self._limit} tokens in this model",
+                    remedy="Ask for fewer context tokens",
+                )
+            )
 
     @property
     def _has_template(self) -> bool:
@@ -175,3 +172,14 @@ class CaseRenderer:
             messages, add_generation_prompt=True, tokenize=False
         )
         return text
+
+
+def _check_has_no_tools(case: Case) -> None:
+    if case.tools or any(turn.exchanges or turn.calls for turn in case.turns):
+        raise InputError(
+            explain(
+                f"Side by side: case {case.seed} of {case.task}",
+                got="a case with tools, which the other contestants have no loop for",
+                allowed="cases whose turns are questions",
+            )
+        )

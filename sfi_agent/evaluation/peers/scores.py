@@ -138,32 +138,43 @@ def score_runs(
     by_arm_and_case = {(run.arm, run.case): run for run in runs}
     planned = {case.name: case for case in cases}
     scored = []
-    for (arm, name), run in by_arm_and_case.items():
+    for (_, name), run in by_arm_and_case.items():
         case, dense = planned[name], by_arm_and_case[dense_arm, name]
         for index in range(len(case.turns)):
             turn = run.turns[index] if index < len(run.turns) else PeerTurn(error="not reached")
             text = "" if turn.error else decode(turn.output_ids)
             score = judge(name, index, text)
-            right = 0 if turn.error else score.right
-            dense_ids = dense.turns[index].output_ids
             scored.append(
-                ScoredTurn(
-                    arm,
-                    name,
-                    case.task,
-                    case.protocol,
-                    index + 1,
-                    right,
-                    score.parts,
-                    score.exact and not turn.error,
-                    not turn.error and turn.output_ids == dense_ids,
-                    _common_prefix(turn.output_ids, dense_ids),
-                    len(dense_ids),
-                    text,
-                    turn,
-                )
+                _scored(run.arm, case, index, turn, dense.turns[index].output_ids, text, score)
             )
     return scored
+
+
+def _scored(
+    arm: str,
+    case: PlannedCase,
+    index: int,
+    turn: PeerTurn,
+    dense_ids: Sequence[int],
+    text: str,
+    score: Score,
+) -> ScoredTurn:
+    finished = not turn.error
+    return ScoredTurn(
+        arm=arm,
+        case=case.name,
+        task=case.task,
+        protocol=case.protocol,
+        turn=index + 1,
+        right=score.right if finished else 0,
+        parts=score.parts,
+        exact=score.exact and finished,
+        same_as_dense=finished and turn.output_ids == dense_ids,
+        agreed_tokens=_common_prefix(turn.output_ids, dense_ids),
+        dense_tokens=len(dense_ids),
+        text=text,
+        what=turn,
+    )
 
 
 def summarise(turns: Sequence[ScoredTurn]) -> list[ArmSummary]:

@@ -53,14 +53,12 @@ class Feeds:
 
     Args:
         first_index: Index in the conversation of the first token that no turn has fed yet.
-        prompt_ends: Where the passes over the prompt end, as indices; the last one is the length
-            of the prompt. What is fed after them are decode steps.
+        prompt_ends: Ends of the passes over the prompt, as indices; decode steps follow the last.
 
     Attributes:
         fed_tokens: Tokens of the passes over the prompt.
         fed_again_tokens: Those of them that an earlier pass had processed already.
-        wrong_positions: Tokens fed at another position than their index in the conversation,
-            decode steps included.
+        wrong_positions: Tokens fed elsewhere than at their index, in decode steps too.
         read_tokens: Tokens that decode steps attended to, summed over steps, averaged over layers.
         first_step_seconds: When the first decode step began, on the clock `time.perf_counter`.
     """
@@ -107,8 +105,7 @@ def make_press(arm: dict[str, Any], prompt_tokens: int) -> Any:
     if arm["press"] is None:
         return None
     kvpress: Any = importlib.import_module("kvpress")
-    options = dict(arm["options"])
-    press: Any = getattr(kvpress, arm["press"])
+    press, options = getattr(kvpress, arm["press"]), arm["options"]
     if arm["evicts"] == "prefill":
         ratio = compression_ratio(prompt_tokens, arm["kept_tokens"])
         return press(compression_ratio=ratio, **options)
@@ -215,15 +212,14 @@ class Conversation:
         import torch
 
         start, device = self.processed_tokens, self.model.device
+        ids = torch.tensor([self.ids[start:end]], device=device)
+        positions = torch.arange(start, end, device=device)[None]
         with torch.no_grad():
-            logits = self.model(
-                torch.tensor([self.ids[start:end]], device=device),
-                position_ids=torch.arange(start, end, device=device)[None],
-                past_key_values=self.cache,
-                logits_to_keep=1,
-            ).logits
+            output = self.model(
+                ids, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
+            )
         self.processed_tokens = end
-        return int(logits[0, -1].argmax())
+        return int(output.logits[0, -1].argmax())
 
     def _decode(self, token: int, max_new_tokens: int) -> list[int]:
         new_ids = [token]
