@@ -32,6 +32,8 @@ def test_every_command_and_option_is_on_the_page() -> None:
         "sfi-agent demo",
         "sfi-agent chat",
         "sfi-agent plugins",
+        "sfi-agent eval",
+        "sfi-agent ablate",
         "sfi-agent bench",
         "sfi-agent bench decode",
     ]

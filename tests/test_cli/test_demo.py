@@ -218,7 +218,7 @@ def test_other_policies_can_be_shown(tmp_path: Path) -> None:
     said = words(run_demo("--config", str(file)).stdout)
     assert "I interval: 5 tokens" not in said  # times stand between mark and reason
     assert "interval: 5 tokens" in said and "every_five.yaml" in said.replace(" ", "")
-    assert "preset fast; selector per_head" in words(run_demo("--preset", "fast").stdout)
+    assert "preset fast; selector question" in words(run_demo("--preset", "fast").stdout)
 
 
 def test_threads_are_those_asked_for_and_given_back() -> None:
