@@ -58,6 +58,8 @@ class ReportFolder:
         budgets, selectors, slow_steps, tasks, lengths: The grid.
         prompt_tokens: Length of the traced prompts.
         answer_tokens: Length of the traced answers.
+        stretches: Thousands of tokens of the right answers; None leaves them out, as folders of
+            earlier versions do.
         hostile: Whether tokens, names and messages are such that they must be escaped.
     """
 
@@ -69,6 +71,7 @@ class ReportFolder:
     lengths: tuple[int, ...] = (1024, 4096)
     prompt_tokens: int = 400
     answer_tokens: int = 60
+    stretches: int | None = 1
     hostile: bool = False
     random: random.Random = field(init=False)
 
@@ -131,6 +134,7 @@ class ReportFolder:
             "skipped": [{"policy": "never / span / 64", "reason": "exclude rule 1"}],
             "failed": [failed],
             "notes": ["One damaged file was written again."],
+            **({} if self.stretches is None else {"stretch_tokens": 1000}),
             "rows": rows,
         }
 
@@ -216,7 +220,29 @@ class ReportFolder:
                 "punctuation: sentence start": slow - retries,
                 "entropy 0.41 > 0.30 nat": retries,
             },
+            **({} if self.stretches is None else {"stretches": self.drift(right, dense)}),
         }
+
+    def drift(self, right: int, dense: bool) -> list[dict[str, Any]]:
+        """Stretches of 16 parts that get worse and longer along the answer; dense does not."""
+        assert self.stretches is not None
+        found = []
+        for index in range(self.stretches):
+            good = 16 if dense else max(0, 16 - (80 - right) * index // 8)
+            low, high = wilson(good, 16)
+            found.append(
+                {
+                    "first_token": 1000 * index,
+                    "right": good,
+                    "parts": 16,
+                    "share": good / 16,
+                    "share_low": low,
+                    "share_high": high,
+                    "output_tokens": 1000 + (0 if dense else (80 - right) * 3 * index),
+                    "dense_output_tokens": 1000,
+                }
+            )
+        return found
 
     def recall(self, policies: list[dict[str, Any]]) -> dict[str, Any]:
         """`recall.json`: layer 0 is dense, and the last policy was not measured."""

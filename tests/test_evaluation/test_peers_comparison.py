@@ -100,18 +100,18 @@ def test_a_policy_plays_as_a_session_of_its_own_would(protocol: str) -> None:
         session.decode(case.context_ids[:27], max_new_tokens=0)
         for index, turn in enumerate(case.turns):
             ids = list(case.context_ids[27:]) if index == 0 else []
-            if index and session.token_ids[-1] not in stops:
-                ids += case.closing_ids
+            more = [*case.closing_ids] if index and session.token_ids[-1] not in stops else []
+            given: list[int] = []
             if protocol == "dense_question":
-                ids += turn.ids
+                ids += [*more, *turn.ids]
             else:
-                if index == 0:
-                    session.decode(ids, max_new_tokens=0)
-                    ids = []
-                records = session.follow([*ids, *turn.ids])
-                assert {record.kind for record in records} == {"slow", "fast"}
-                ids = []
-            output = session.decode(ids, max_new_tokens=turn.max_new_tokens, stop_ids=stops)
+                given = [*more, *turn.ids]
+            before = len(session.trace)
+            output = session.decode(
+                ids, given_ids=given, max_new_tokens=turn.max_new_tokens, stop_ids=stops
+            )
+            question_steps = session.trace[before : before + len(given)]
+            assert {step.kind for step in question_steps} == ({"slow", "fast"} if given else set())
             assert sparse.turns[index].output_ids == tuple(output)
     assert 0 < (sparse.turns[0].dense_passes or 0) < (dense.turns[0].dense_passes or 0)
     assert 0 < sparse.turns[0].read_tokens < dense.turns[0].read_tokens

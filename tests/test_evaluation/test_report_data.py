@@ -48,7 +48,10 @@ def test_rows_policies_and_recall_are_carried_unchanged(tmp_path: Path) -> None:
     assert names == [policy["name"] for policy in written["policies"]]
     for row, original in zip(data["rows"], written["rows"], strict=True):
         assert names[row.pop("policy")] == original["policy"]
+        for kept, stretch in zip(row.pop("stretches"), original["stretches"], strict=True):
+            assert kept == {name: stretch[name] for name in kept} and "parts" in kept
         assert row == {name: original[name] for name in row}
+    assert data["stretch_tokens"] == written["stretch_tokens"] == 1000
     recall = json.loads((tmp_path / "results" / "recall.json").read_text())["policies"]
     for entry in data["recall"]["policies"]:
         original = recall[names[entry["policy"]]]
@@ -177,6 +180,27 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "more right than parts": (
         rewrite("results.json", lambda data: data["rows"][1].update(right=99)),
         "right 99 does not lie between 0 and parts 80",
+    ),
+    "more right than parts in a stretch": (
+        rewrite("results.json", lambda data: data["rows"][1]["stretches"][0].update(right=17)),
+        "right 17 of 16 parts in the stretch from 0",
+    ),
+    "a stretch between two": (
+        rewrite(
+            "results.json", lambda data: data["rows"][1]["stretches"][0].update(first_token=700)
+        ),
+        r"begin at \[700\], not at multiples of 1000",
+    ),
+    "a stretch twice": (
+        rewrite(
+            "results.json",
+            lambda data: data["rows"][1].update(stretches=data["rows"][1]["stretches"] * 2),
+        ),
+        r"begin at \[0, 0\], not at multiples of 1000 in order",
+    ),
+    "stretches of unknown length": (
+        rewrite("results.json", lambda data: data.pop("stretch_tokens")),
+        "stretch_tokens is missing",
     ),
     "a row of nobody": (
         rewrite("results.json", lambda data: data["rows"][1].update(policy="nobody")),

@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
 
 import pytest
 
-from sfi_agent.evaluation.report import write_report
-from tests.test_evaluation.browser import Browser, browser_path, open_browser
+from tests.test_evaluation.browser import Browser, browser_path
 from tests.test_evaluation.png import colours
 from tests.test_evaluation.report_folder import HOSTILE_TOKENS, ReportFolder
+from tests.test_evaluation.shown_page import Page, click, count, texts
 
 pytestmark = pytest.mark.skipif(
     browser_path() is None, reason="no Chromium or Chrome is installed to show the page in"
 )
-
-
-class Page:
-    """A written page and the data it was made from."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = write_report(folder)
-        self.results = self.read("results.json")
-        self.policies = [policy["name"] for policy in self.results["policies"]]
-
-    def read(self, name: str) -> Any:
-        """One file of the folder."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    def address(self, **state: Any) -> str:
-        """Where the page is found with a state chosen."""
-        return f"file://{quote(str(self.file))}#{urlencode(state)}"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def _quiet(browser: Browser) -> Iterator[None]:
-    """Every test ends without a complaint of the browser and without a request elsewhere."""
-    browser.complaints.clear()
-    browser.requests.clear()
-    yield
-    assert browser.complaints == []
-    elsewhere = [
-        address for address in browser.requests if not address.startswith(("file:", "data:"))
-    ]
-    assert [address for address in elsewhere if address != "about:blank"] == []
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +25,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(ReportFolder(hostile=True).write(tmp_path_factory.mktemp("hostile") / "results"))
-
-
-def count(browser: Browser, selector: str) -> int:
-    """How many elements match."""
-    found: int = browser.value(f"document.querySelectorAll({json.dumps(selector)}).length")
-    return found
-
-
-def texts(browser: Browser, selector: str) -> list[str]:
-    """The texts of all elements that match."""
-    found: list[str] = browser.value(
-        f"[...document.querySelectorAll({json.dumps(selector)})].map(node => node.textContent)"
-    )
-    return found
-
-
-def click(browser: Browser, selector: str) -> None:
-    """Click an element, by its own handler."""
-    browser.value(
-        f"document.querySelector({json.dumps(selector)})"
-        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
-    )
 
 
 # ---------------------------------------------------------------- what is drawn

@@ -60,17 +60,13 @@ def _play(session: Session, case: PlannedCase, first: list[int]) -> Iterator[Pee
     for index, turn in enumerate(case.turns):
         start = time.perf_counter()
         processed = session.stats.history_tokens if index else 0
-        ids = first if index == 0 else _later_prompt(session, case, index)
-        if index == 0 and case.protocol == "sparse_question":
-            session.decode(ids, max_new_tokens=0)
-            ids = list(turn.ids)
-        if case.protocol == "sparse_question":
-            # Later questions come under the policy too, as they come upon an evicted cache.
-            session.follow(ids)
-            ids = []
-        prompt_tokens = len(session.token_ids) + len(ids)
+        ids, given = _prompt(session, case, index, first)
+        prompt_tokens = len(session.token_ids) + len(ids) + len(given)
         output = session.decode(
-            ids, max_new_tokens=turn.max_new_tokens, stop_ids=set(case.stop_ids)
+            ids,
+            given_ids=given,
+            max_new_tokens=turn.max_new_tokens,
+            stop_ids=set(case.stop_ids),
         )
         steps = session.trace[-len(output) :]
         fed, new = prompt_tokens - processed, prompt_tokens - known
@@ -83,7 +79,7 @@ def _play(session: Session, case: PlannedCase, first: list[int]) -> Iterator[Pee
             read_tokens=read_tokens(session, steps),
             kept_tokens=session.stats.history_tokens,
             seconds=time.perf_counter() - start,
-            decode_seconds=sum(step.seconds for step in steps[1:]),
+            decode_seconds=sum(step.seconds for step in steps if step.reason != "prefill"),
             dense_passes=sum(step.dense_passes for step in steps),
             drafted_tokens=sum(step.drafted_tokens for step in steps),
             accepted_tokens=sum(step.accepted_tokens for step in steps),
@@ -92,9 +88,23 @@ def _play(session: Session, case: PlannedCase, first: list[int]) -> Iterator[Pee
         known = prompt_tokens + len(output) - 1
 
 
-def _later_prompt(session: Session, case: PlannedCase, index: int) -> list[int]:
-    ended = session.token_ids[-1] in case.stop_ids
-    return [*(() if ended else case.closing_ids), *case.turns[index].ids]
+def _prompt(
+    session: Session, case: PlannedCase, index: int, first: list[int]
+) -> tuple[list[int], list[int]]:
+    """The ids of a turn that are prefilled, and those that are decoded as given.
+
+    With the question under the policy, later questions are too, as they come upon an evicted
+    cache. Mode dense sees the same either way, and a prefill is quicker than steps.
+    """
+    sparse_question = case.protocol == "sparse_question"
+    if index == 0:
+        prefilled, question = first, list(case.turns[0].ids) if sparse_question else []
+    else:
+        ended = session.token_ids[-1] in case.stop_ids
+        prefilled, question = [], [*(() if ended else case.closing_ids), *case.turns[index].ids]
+    if sparse_question and session.config.mode == "slow_fast":
+        return prefilled, question
+    return prefilled + question, []
 
 
 def read_tokens(session: Session, steps: Sequence[StepRecord]) -> float:
