@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfi_agent.cli.ablate_tables import print_tables
 from sfi_agent.cli.choices import Color, Json
 from sfi_agent.cli.output import make_console, print_json
-from sfi_agent.cli.quantities import count_text, seconds_text
+from sfi_agent.cli.quantities import count_text
 from sfi_agent.errors import ConfigError, explain
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ __all__ = ["ablate"]
 FAILED_RUNS_STATUS = 1
 INTERRUPTED_STATUS = 130
 _LINES_WITHOUT_TERMINAL = 20
-_NAME_CHARACTERS = 16
 _FILE_CHARACTERS = 140
 _BAR_CHARACTERS = 16
 
@@ -225,8 +225,7 @@ def _show(results: AblationResults, *, as_json: bool, color: bool) -> None:
     if not console.is_terminal:
         # Nobody folds lines of a file; on a terminal the names of policies fold.
         console.width = max(console.width, _FILE_CHARACTERS)
-    for place, rows in _by_place(results.rows).items():
-        _print_table(console, place, rows)
+    print_tables(console, results.rows)
     for failure in results.failed[:5]:
         text = f"{failure['policy']}, case {failure['case']}: {failure['message']}"
         console.print(f"Failed: {text}", soft_wrap=True)
@@ -248,43 +247,3 @@ def _last_line(document: Any) -> str:
     planned, failed = document["planned_runs"], document["failed_runs"]
     text = f"{document['finished_runs']} of {count_text(planned, 'run')} finished"
     return f"{text}, {failed} failed." if failed else f"{text}."
-
-
-def _by_place(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    places: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        place = f"{row['task']}, {row['context_tokens']:,} tokens, {row['protocol']}"
-        if row["answers"] != "own":
-            place += f", {row['answers']} answers"
-        places.setdefault(place, []).append(row)
-    return places
-
-
-def _print_table(console: Console, place: str, rows: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    verified = any(row["acceptance"] is not None for row in rows)
-    names = ["right", "share", "95 %", "slow", "accepted", "agrees", "per token"]
-    if not verified:
-        names.remove("accepted")
-    table = Table(title=place, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    longest = max(len(row["policy"]) for row in rows)
-    table.add_column("policy", overflow="fold", min_width=min(_NAME_CHARACTERS, longest))
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        if not row["cases"]:
-            table.add_row(row["policy"], f"{row['failed']} failed")
-            continue
-        cells = {
-            "right": f"{row['right']}/{row['parts']}",
-            "share": f"{row['share']:.3f}",
-            "95 %": f"{row['share_low']:.2f}-{row['share_high']:.2f}",
-            "slow": f"{row['slow_share']:.3f}",
-            "accepted": "" if row["acceptance"] is None else f"{row['acceptance']:.2f}",
-            "agrees": f"{row['agreed_share']:.2f}",
-            "per token": seconds_text(row["seconds_per_token"]),
-        }
-        table.add_row(row["policy"], *(cells[name] for name in names))
-    console.print(table)

@@ -108,8 +108,15 @@ def test_a_session_equals_a_plain_forward_with_the_same_steps(family: Family) ->
 
 
 @over_families
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 6}], ids=["greedy", "warm"])
+@pytest.mark.parametrize(
+    ("dtype", "sampling"),
+    [
+        (torch.float32, {}),
+        (torch.float32, {"temperature": 1.0, "seed": 6}),
+        (torch.bfloat16, {}),
+    ],
+    ids=["float32", "float32-sampled", "bfloat16"],
+)
 def test_verify_equals_dense(family: Family, dtype: torch.dtype, sampling: dict[str, Any]) -> None:
     """Adversarial plugins included. bfloat16: where dense decoding of a block rounds otherwise
     than token by token, a token may flip; the gap rule of `test_full_budget_equals_dense`."""
@@ -117,8 +124,7 @@ def test_verify_equals_dense(family: Family, dtype: torch.dtype, sampling: dict[
     tolerance = 1e-4 if dtype is torch.float32 else 5 * ROUNDING
     with adversaries():
         for detector, selector in (
-            *zip(ADVERSARIAL_DETECTORS, ADVERSARIAL_SELECTORS, strict=True),
-            ("interval", "per_head"),
+            (ADVERSARIAL_DETECTORS[-1], ADVERSARIAL_SELECTORS[0]),
             ("entropy", "kl_fusion"),
         ):
             config = FEW.replace(

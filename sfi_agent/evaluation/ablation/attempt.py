@@ -10,12 +10,13 @@ from sfi_agent.evaluation.ablation.details import DetailRecorder
 from sfi_agent.evaluation.ablation.policy import DENSE
 from sfi_agent.evaluation.ablation.records import finished_run
 from sfi_agent.evaluation.ablation.store import ResultsFolder, write_atomically
+from sfi_agent.evaluation.ablation.stretches import run_stretches
 from sfi_agent.evaluation.ablation.units import CaseKey, RunKey
 
 if TYPE_CHECKING:
     from sfi_agent.evaluation.ablation.grid_sections import TraceSettings
     from sfi_agent.evaluation.play import CaseRun, TurnRun
-    from sfi_agent.evaluation.tasks import Case
+    from sfi_agent.evaluation.tasks import Case, TokenCounter
     from sfi_agent.session.session import Session
 
 __all__ = ["Attempt", "Job", "RunDone"]
@@ -48,6 +49,7 @@ class Attempt:
         traces: How much of detailed runs is kept.
         folder: Where runs go.
         done: Told about every stored run.
+        count_tokens: How the model's tokenizer counts.
 
     Attributes:
         job: The same.
@@ -63,6 +65,7 @@ class Attempt:
         traces: TraceSettings,
         folder: ResultsFolder,
         done: RunDone,
+        count_tokens: TokenCounter,
     ) -> None:
         self.job = job
         self.waiting = waiting
@@ -71,6 +74,7 @@ class Attempt:
         self._traces = traces
         self._folder = folder
         self._done = done
+        self._count_tokens = count_tokens
         self._playing: str | None = None
         self._reference: CaseRun | None = None
         self._recorders: dict[str, DetailRecorder] = {}
@@ -108,7 +112,8 @@ class Attempt:
             document = self._recorders[run.policy].document(key, self.case, run)
             path, indent = folder.trace_path(key), None
         else:
-            document = finished_run(key, self.case, run, self._reference)
+            stretches = run_stretches(self.case, run, self._count_tokens)
+            document = finished_run(key, self.case, run, self._reference, stretches)
             path, indent = folder.run_path(key), 1
         self.handing_over = True
         write_atomically(path, document, indent=indent)

@@ -19,7 +19,7 @@ from sfi_agent.problems import Problem, problem_lines
 
 if TYPE_CHECKING:
     from sfi_agent.evaluation.ablation.grid import AblationGrid
-    from sfi_agent.evaluation.tasks import Case
+    from sfi_agent.evaluation.tasks import Case, TokenCounter
     from sfi_agent.session.engine import Engine
 
 __all__ = ["EMBEDDED", "CasePlayer", "load_engine"]
@@ -128,7 +128,7 @@ class CasePlayer:
         """
         waiting = list(job.policies)
         while waiting:
-            attempt = Attempt(job, waiting, self._grid.traces, self._folder, done)
+            attempt = self._attempt(job, waiting, done)
             try:
                 self._play_once(attempt)
                 assert not waiting, f"{waiting} were not played"
@@ -139,6 +139,9 @@ class CasePlayer:
                     waiting.remove(name)
                     self._store_failure(RunKey(job.case, name), job, error)
                     done(RunKey(job.case, name), True)
+
+    def _attempt(self, job: Job, waiting: list[str], done: RunDone) -> Attempt:
+        return Attempt(job, waiting, self._grid.traces, self._folder, done, self._count_tokens())
 
     def _play_once(self, attempt: Attempt) -> None:
         from sfi_agent.evaluation.play import play_case
@@ -163,13 +166,16 @@ class CasePlayer:
         write_atomically(path, failed_run(key, error))
 
     def _make_case(self, key: CaseKey) -> Case:
-        from sfi_agent.evaluation.dialogue import token_counter
-
         return task_named(key.task).make_case(
             context_tokens=key.context_tokens,
             seed=key.case_seed,
-            count_tokens=token_counter(self._engine.tokenizer),
+            count_tokens=self._count_tokens(),
         )
+
+    def _count_tokens(self) -> TokenCounter:
+        from sfi_agent.evaluation.dialogue import token_counter
+
+        return token_counter(self._engine.tokenizer)
 
     def _policy_problems(self, policy: Policy) -> list[Problem]:
         config, tokenizer = policy.config, self._engine.tokenizer

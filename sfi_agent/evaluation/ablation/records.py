@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import SfiError
@@ -19,8 +19,22 @@ if TYPE_CHECKING:
 __all__ = ["failed_run", "finished_run", "reason_counts"]
 
 
-def finished_run(key: RunKey, case: Case, run: CaseRun, dense: CaseRun) -> dict[str, Any]:
-    """The document of a run that came to its end; `dense` is the reference on the same case."""
+def finished_run(
+    key: RunKey,
+    case: Case,
+    run: CaseRun,
+    dense: CaseRun,
+    stretches: Sequence[Mapping[str, int]],
+) -> dict[str, Any]:
+    """The document of a run that came to its end.
+
+    Args:
+        key: Which run it is.
+        case: What was asked.
+        run: What the policy answered.
+        dense: The reference on the same case.
+        stretches: The run by stretches of the right answers, from `run_stretches`.
+    """
     turns = [
         _turn(turn, played, played.output_ids == reference.output_ids)
         for turn, played, reference in zip(case.turns, run.turns, dense.turns, strict=True)
@@ -31,6 +45,7 @@ def finished_run(key: RunKey, case: Case, run: CaseRun, dense: CaseRun) -> dict[
         "status": "done",
         "error": None,
         "turns": turns,
+        "stretches": [dict(stretch) for stretch in stretches],
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sfi_agent.evaluation.ablation.model_facts import versions
 from sfi_agent.evaluation.ablation.plan import Plan
 from sfi_agent.evaluation.ablation.store import FORMAT, ResultsFolder, write_atomically
+from sfi_agent.evaluation.ablation.stretches import STRETCH_TOKENS
 from sfi_agent.evaluation.ablation.table import COLUMNS, csv_rows, table_rows
 from sfi_agent.evaluation.ablation.units import RunKey
 
@@ -87,6 +88,7 @@ def write_results(
         **plan.described(),
         "failed": [_failure(folder, key, run) for key, run in runs.items() if _failed(run)],
         "notes": [*notes, *_damage(folder), *_trace_failures(plan, folder)],
+        "stretch_tokens": STRETCH_TOKENS,
         "rows": rows,
     }
     write_atomically(folder.folder / "results.csv", _csv_text(plan, rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.evaluation.ablation.policy import Policy
+from sfi_agent.evaluation.ablation.stretches import row_stretches
 from sfi_agent.evaluation.ablation.units import RunKey
 
 __all__ = ["COLUMNS", "csv_rows", "table_rows"]
@@ -93,6 +94,7 @@ def table_rows(
             **dict(zip(_KEY_COLUMNS, place, strict=True)),
             "selected_tokens": policy.parts()["selected_tokens"],
             **_numbers(groups[(*place, name)]),
+            "stretches": row_stretches(_done(groups[(*place, name)]), runs),
         }
         for place in places
         for name, policy in by_name.items()
@@ -107,7 +109,7 @@ def csv_rows(policies: Sequence[Policy], rows: Iterable[Mapping[str, Any]]) -> l
 
 
 def _numbers(found: Sequence[tuple[RunKey, Mapping[str, Any]]]) -> dict[str, Any]:
-    done = [(key, run) for key, run in found if run["status"] == "done"]
+    done = _done(found)
     turns = [turn for _, run in done for turn in run["turns"]]
     counts = {
         "cases": len(done),
@@ -137,6 +139,12 @@ def _numbers(found: Sequence[tuple[RunKey, Mapping[str, Any]]]) -> dict[str, Any
         ),
         "reasons": _reasons(turns),
     }
+
+
+def _done(
+    found: Sequence[tuple[RunKey, Mapping[str, Any]]],
+) -> list[tuple[RunKey, Mapping[str, Any]]]:
+    return [(key, run) for key, run in found if run["status"] == "done"]
 
 
 def _share(prefix: str, right: int, total: int, name: str = "share") -> dict[str, float | None]:

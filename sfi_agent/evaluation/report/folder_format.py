@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
+
+from sfi_agent.evaluation.report.row_format import FolderPart, Row, Stretch
 
 __all__ = [
     "FORMAT",
@@ -23,22 +25,18 @@ __all__ = [
     "Row",
     "SkippedPolicy",
     "Step",
+    "Stretch",
     "Trace",
 ]
 
 FORMAT = 1
 """The version of the folder's format that this page reads."""
 
-Protocol = str
 Run = tuple[int, int, int]
 """Start position, length in tokens, count of (layer, head) pairs that selected each token."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Model(_Part):
+class Model(FolderPart):
     """Which model ran, and where. None where it was not written down."""
 
     name: str
@@ -52,7 +50,7 @@ class Model(_Part):
     device: str | None = None
 
 
-class Policy(_Part):
+class Policy(FolderPart):
     """One policy of the grid; everything but the name is None in mode dense."""
 
     name: str
@@ -68,51 +66,14 @@ class Policy(_Part):
     config: dict[str, Any] = {}
 
 
-class Row(_Part):
-    """One policy on one task, context length and protocol; numbers are None where nothing ran."""
-
-    policy: str
-    task: str
-    context_tokens: int
-    protocol: Protocol
-    answers: str
-    cases: int = Field(ge=0)
-    failed: int = Field(ge=0)
-    right: int | None
-    parts: int | None
-    exact: int | None
-    answers_given: int | None
-    slow_share: float | None
-    acceptance: float | None = None
-    retries: int | None = None
-    generated_tokens: int | None
-    dense_passes: int | None
-    drafted_tokens: int | None = None
-    accepted_tokens: int | None = None
-    memory_tokens_mean: float | None = None
-    agreed_tokens_median: float | None = None
-    agreed_share: float | None = None
-    seconds_per_token: float | None = None
-    reasons: dict[str, int] | None = None
-
-    @model_validator(mode="after")
-    def _counts_fit(self) -> Self:
-        pairs = (("right", "parts"), ("exact", "answers_given"))
-        for part, whole in pairs:
-            few, many = getattr(self, part), getattr(self, whole)
-            if few is not None and many is not None and not 0 <= few <= many:
-                raise ValueError(f"{part} {few} does not lie between 0 and {whole} {many}")
-        return self
-
-
-class SkippedPolicy(_Part):
+class SkippedPolicy(FolderPart):
     """A combination of the grid that was not run, and why."""
 
     policy: str
     reason: str
 
 
-class FailedRun(_Part):
+class FailedRun(FolderPart):
     """A run that ended in an error."""
 
     policy: str
@@ -124,7 +85,7 @@ class FailedRun(_Part):
     message: str
 
 
-class Results(_Part):
+class Results(FolderPart):
     """`results.json`: the table, and what the head of the page says."""
 
     format: int
@@ -143,6 +104,7 @@ class Results(_Part):
     skipped: list[SkippedPolicy] = []
     failed: list[FailedRun] = []
     notes: list[str] = []
+    stretch_tokens: int | None = Field(default=None, ge=1)
     rows: list[Row]
 
     @model_validator(mode="after")
@@ -154,10 +116,24 @@ class Results(_Part):
         unknown = sorted({row.policy for row in self.rows} - set(names))
         if unknown:
             raise ValueError(f"rows of policies that are not listed: {', '.join(unknown)}")
+        self._check_stretches()
         return self
 
+    def _check_stretches(self) -> None:
+        for row in self.rows:
+            places = [stretch.first_token for stretch in row.stretches or ()]
+            if not places:
+                continue
+            if self.stretch_tokens is None:
+                raise ValueError("rows have stretches, but stretch_tokens is missing")
+            if places != sorted(set(places)) or any(at % self.stretch_tokens for at in places):
+                raise ValueError(
+                    f"stretches of {row.policy} begin at {places}, not at multiples of "
+                    f"{self.stretch_tokens} in order"
+                )
 
-class Step(_Part):
+
+class Step(FolderPart):
     """One generated token; the fields of `StepRecord`."""
 
     position: int
@@ -171,7 +147,7 @@ class Step(_Part):
     accepted_tokens: int = 0
 
 
-class Refresh(_Part):
+class Refresh(FolderPart):
     """What one refresh selected.
 
     Attributes:
@@ -204,7 +180,7 @@ class Refresh(_Part):
         return self
 
 
-class Trace(_Part):
+class Trace(FolderPart):
     """`traces/<id>.json`: one answer, token by token."""
 
     format: int
@@ -212,7 +188,7 @@ class Trace(_Part):
     policy: str
     task: str
     context_tokens: int
-    protocol: Protocol
+    protocol: str
     answers: str
     seed: int
     case: int
@@ -253,7 +229,7 @@ class Trace(_Part):
         return self
 
 
-class Recall(_Part):
+class Recall(FolderPart):
     """Attention mass recalled by one policy: per layer and query head, 0 to 1, higher is better.
 
     A layer that is None is dense; `layers` is None where nothing was measured, with the reason.
@@ -265,7 +241,7 @@ class Recall(_Part):
     reason: str = ""
 
 
-class RecallFile(_Part):
+class RecallFile(FolderPart):
     """`recall.json`: recall per policy, measured on one case."""
 
     format: int

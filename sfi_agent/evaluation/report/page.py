@@ -21,7 +21,16 @@ __all__ = ["embedded_json", "page_html", "visible_text"]
 
 _SCRIPTS = (
     *("basics.js", "data.js", "state.js", "marks.js", "filters.js", "plot.js", "accuracy.js"),
-    *("table.js", "reasons.js", "heat.js", "recall.js", "history.js", "trace.js", "tokens.js"),
+    *(
+        "along.js",
+        "table.js",
+        "reasons.js",
+        "heat.js",
+        "recall.js",
+        "history.js",
+        "trace.js",
+        "tokens.js",
+    ),
     *("summary.js", "start.js"),
 )
 _SHOWN = 40

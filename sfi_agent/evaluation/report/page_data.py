@@ -12,12 +12,11 @@ from itertools import accumulate
 from typing import Any
 
 from sfi_agent.evaluation.report.folder import Folder
-from sfi_agent.evaluation.report.folder_format import RecallFile, Refresh, Row, Run, Trace
+from sfi_agent.evaluation.report.folder_format import RecallFile, Refresh, Run, Trace
 from sfi_agent.evaluation.report.runs_code import pack_runs
 
 __all__ = ["Limits", "page_data", "trace_data"]
 
-_ROW_FIELDS = tuple(name for name in Row.model_fields if name != "policy")
 _STEP_KINDS = ("fast", "slow", "retry")
 _EVIDENT_CONTEXT_TOKENS = 8
 
@@ -50,9 +49,10 @@ def page_data(folder: Folder) -> dict[str, Any]:
     return {
         "policies": [policy.model_dump() for policy in results.policies],
         "rows": [
-            {"policy": numbers[row.policy], **{name: getattr(row, name) for name in _ROW_FIELDS}}
+            {"policy": numbers[row.policy], **row.model_dump(exclude={"policy"})}
             for row in results.rows
         ],
+        "stretch_tokens": results.stretch_tokens,
         "recall": _recall_data(folder.recall, numbers),
         "traces": [
             {

@@ -125,20 +125,28 @@ function plotOf(width, points, front, { x, y, titles, guide, lines }, position) 
   );
 }
 
-function chartCard(title, note, name, plot) {
+// A box that is drawn anew when its width or something chosen on the page changes.
+function plotHolder(name, content) {
   const holder = make("div", { class: "plot", id: name });
   const paint = () => {
     const width = Math.floor(holder.clientWidth);
     if (!width) return;
     tip.hide();
     const focused = holder.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-    const entries = measured(shownRows());
-    const usable = entries.length && plot.usable(entries);
-    holder.replaceChildren(usable ? plot.make(width, entries) : make("p", { class: "empty" }, plot.none));
+    holder.replaceChildren(content(width));
     if (focused) [...holder.querySelectorAll(".point")].find((node) => node.getAttribute("aria-label") === focused)?.focus();
   };
   state.watch(["hide:", "colour", "shape", "metric", "scale", "policy"], paint);
   onWidth(holder, paint);
+  return holder;
+}
+
+function chartCard(title, note, name, plot) {
+  const holder = plotHolder(name, (width) => {
+    const entries = measured(shownRows());
+    const usable = entries.length && plot.usable(entries);
+    return usable ? plot.make(width, entries) : make("p", { class: "empty" }, plot.none);
+  });
   return make("div", { class: "card" }, make("h3", {}, title), holder, make("p", { class: "small" }, note));
 }
 

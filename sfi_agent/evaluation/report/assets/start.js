@@ -41,7 +41,7 @@ const followPicker = () => {
 picker.addEventListener("change", () => state.set({ policy: picker.value, run: null, step: null, reason: null, layer: null }));
 state.watch(["policy"], followPicker);
 followPicker();
-for (const build of [summaryTiles, accuracySection, tableSection, reasonsSection, recallSection, tokensSection]) build();
+for (const build of [summaryTiles, accuracySection, alongSection, tableSection, reasonsSection, recallSection, tokensSection]) build();
 state.watch(["view"], () => showView(false));
 window.addEventListener("scroll", tip.hide, { passive: true });
 // Charts take their height when their box is measured, after this script.
