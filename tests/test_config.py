@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 
 from sfi_agent.engine.kernels import selection
-from sfi_agent.engine.kernels.attention import (
-    AttentionOptions,
-    EvidenceBuffers,
-    attend,
-    launch_attend,
-)
+from sfi_agent.engine.kernels.attention import attend, launch_attend
 from sfi_agent.engine.kernels.gather import gather
+from sfi_agent.engine.kernels.options import AttentionOptions, EvidenceBuffers
 from sfi_agent.engine.kernels.plans import AttentionPlan, device_limits, plan_attention
 from sfi_agent.engine.kernels.reference import (
     ReferenceCall,

@@ -1,0 +1,123 @@
+"""Where the keys and values of many sequences lie, in a form that a kernel can follow.
+
+Histories grow and move one by one, memories are one buffer each: a step over a batch reads
+addresses from a small table on the device, so that a captured graph stays valid when a buffer
+moves. The table keeps the tensors it points at alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FAR_POSITION", "ExtentPlace", "ExtentTable", "LayerExtents"]
+
+FAR_POSITION = 2**30
+"""First position of an extent that does not exist; adding tiles to it does not overflow 32 bits."""
+
+_FIELDS = 5
+"""Key address, value address, key stride, value stride (elements per head), first position."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentPlace:
+    """One contiguous run of a sequence.
+
+    Attributes:
+        keys: `[kv_heads, capacity, key_dim]`; tokens of a head follow each other without gaps.
+        values: `[kv_heads, capacity, value_dim]`, likewise.
+        first_position: Position of token 0 of this run; the run ends where the next one begins,
+            the last one where the sequence ends.
+    """
+
+    keys: Tensor
+    values: Tensor
+    first_position: int = 0
+
+    def fields(self) -> list[int]:
+        for tensor in (self.keys, self.values):
+            assert tensor.ndim == 3 and tensor.stride(2) == 1, "one head must be contiguous"
+            assert tensor.stride(1) == tensor.shape[2], "tokens of a head must be contiguous"
+            assert tensor.data_ptr() % 16 == 0, "kernels load 16 bytes at a time"
+            assert tensor[0].numel() < 2**31, "offsets within a head are 32-bit"
+            assert tensor.stride(0) % 8 == 0, "heads must begin at multiples of 8 elements"
+        return [
+            self.keys.data_ptr(),
+            self.values.data_ptr(),
+            self.keys.stride(0),
+            self.values.stride(0),
+            self.first_position,
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerExtents:
+    """The extents of one layer.
+
+    Attributes:
+        fields: `[batch, extents + 1, 5]` int64 on the device; the last row is a sentinel.
+        places: Per sequence its extents in order.
+    """
+
+    fields: Tensor
+    places: tuple[tuple[ExtentPlace, ...], ...]
+
+    @property
+    def extents(self) -> int:
+        return self.fields.shape[1] - 1
+
+    @property
+    def kv_heads(self) -> int:
+        return self.places[0][0].keys.shape[0]
+
+
+class ExtentTable:
+    """The extents of all layers and sequences of a batch.
+
+    Args:
+        layers: Number of layers.
+        batch: Number of sequences.
+        extents: Most extents that a sequence may have; one is the fast case.
+        device: Where the steps run.
+
+    Attributes:
+        fields: `[layers, batch, extents + 1, 5]` int64 on the device, valid after `upload`.
+    """
+
+    def __init__(self, layers: int, batch: int, extents: int, device: torch.device) -> None:
+        shape = (layers, batch, extents + 1, _FIELDS)
+        self._host = torch.zeros(shape, dtype=torch.int64)
+        self._host[..., -1] = FAR_POSITION
+        if device.type == "cuda":
+            self._host = self._host.pin_memory()
+        self.fields = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._places: list[list[tuple[ExtentPlace, ...]]] = [
+            [() for _ in range(batch)] for _ in range(layers)
+        ]
+
+    @property
+    def extents(self) -> int:
+        return self.fields.shape[2] - 1
+
+    def place(self, layer: int, sequence: int, places: Sequence[ExtentPlace]) -> None:
+        """Say where a sequence's tokens of a layer lie; takes effect with `upload`."""
+        assert 0 < len(places) <= self.extents, "more extents than the table has room for"
+        starts = [place.first_position for place in places]
+        assert starts == sorted(set(starts)), "extents must be in order"
+        rows = self._host[layer, sequence]
+        rows.zero_()
+        rows[:, -1] = FAR_POSITION
+        for row, place in zip(rows, places, strict=False):
+            row.copy_(torch.tensor(place.fields()))
+        self._places[layer][sequence] = tuple(places)
+
+    def upload(self) -> None:
+        """Copy the table to the device, ordered before the steps launched afterwards."""
+        self.fields.copy_(self._host, non_blocking=True)
+
+    def layer(self, index: int) -> LayerExtents:
+        """The table of one layer, for the attention of that layer."""
+        return LayerExtents(self.fields[index], tuple(self._places[index]))
