@@ -245,8 +245,10 @@ class Session:
 
         Raises:
             SessionBusy: Another call on this session is under way.
+            SessionStateError: The session is closed.
         """
         with self._owner.held_for("attach"):
+            self._core.open()
             self._core.attach(instruments)
 
     def next_logits(self) -> Tensor:

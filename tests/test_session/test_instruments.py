@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfi_agent import Selection, Session, SessionBusy, SessionConfig
+from sfi_agent import Selection, Session, SessionBusy, SessionConfig, SessionStateError
 from sfi_agent.engine.decoding_state import DecodeLimits
 from sfi_agent.engine.instruments import FastAttention, Instruments
 from sfi_agent.engine.sampling import Sampler
@@ -243,6 +243,13 @@ def test_a_session_that_is_decoding_cannot_be_attached_to() -> None:
         session.attach(Instruments(on_logits=attach_from_inside))
         with pytest.raises(SessionBusy):
             session.decode(PROMPT, max_new_tokens=2)
+
+
+def test_a_closed_session_cannot_be_attached_to() -> None:
+    session = tiny_engine("llama").session(OBSERVE)
+    session.close()
+    with pytest.raises(SessionStateError):
+        session.attach(Instruments())
 
 
 def _attach(session: Session) -> None:
