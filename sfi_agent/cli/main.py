@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from sfi_agent.cli.ablate_command import ablate
 from sfi_agent.cli.bench_command import decode
+from sfi_agent.cli.bench_kernels_command import kernels
 from sfi_agent.cli.chat_command import chat
 from sfi_agent.cli.demo_command import demo
 from sfi_agent.cli.eval_command import evaluate
@@ -88,6 +89,7 @@ app.command()(plugins)
 app.command("eval")(evaluate)
 app.command()(ablate)
 bench.command()(decode)
+bench.command()(kernels)
 app.add_typer(bench, name="bench")
 
 

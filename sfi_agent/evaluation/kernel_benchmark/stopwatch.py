@@ -54,11 +54,11 @@ class Stopwatch:
 
     Args:
         arm: What to time.
-        device: Where it runs.
+        device: Where it runs; the current one, if it is a CUDA device.
     """
 
     def __init__(self, arm: Arm, device: torch.device) -> None:
-        self.arm, self._device = arm, device
+        self.arm = arm
         self._on_cuda = device.type == "cuda"
         self._prepare = None if arm.prepare is None else self._ready(arm.prepare)
         self._run = self._ready(arm.run)
@@ -75,11 +75,11 @@ class Stopwatch:
         run()
         if not (self._on_cuda and self.arm.captured):
             return run
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph):
+        with torch.cuda.graph(graph):
             run()
-        graph.replay()
+        # Not replayed yet: a pass that uses up its input must not run twice on it.
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -99,11 +99,10 @@ class Stopwatch:
             for _ in range(repeats):
                 run()
             return (time.perf_counter() - started) / repeats
-        with torch.cuda.device(self._device):
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            for _ in range(repeats):
-                run()
-            last.record()
-            last.synchronize()
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(repeats):
+            run()
+        last.record()
+        last.synchronize()
         return float(first.elapsed_time(last)) / 1000.0 / repeats

@@ -17,7 +17,9 @@ _POSITION_BYTES = 8
 _KEY_BYTES = 4
 _ROOM_STEP = 16
 _SCRATCH_STEP = 1024
+_MOST_PEAKS = 16384
 _LARGEST_OFFSET = 2**31
+_MOST_RANKED_TOKENS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ class KernelShape:
         for name, number in counts.items():
             if number < 1:
                 raise _refusal(f"{name}: {number}", "whole numbers above 0")
+        for name, numbers in {
+            "contexts": contexts,
+            "batches": batches,
+            "blocks of queries": self.block_queries,
+        }.items():
+            if len(set(numbers)) < len(numbers):
+                raise _refusal(f"{name} {list(numbers)}", "each number once")
         if self.query_heads % self.kv_heads:
             got = f"{self.query_heads} heads with {self.kv_heads} KV heads"
             raise _refusal(got, "heads that are a multiple of the KV heads")
@@ -89,7 +98,8 @@ class KernelShape:
         if self.selected_tokens < 1:
             got = f"a memory of {self.memory_tokens} tokens"
             raise _refusal(got, f"more than sink + recent = {least}")
-        most = _LARGEST_OFFSET // self.head_size - max((1, *self.block_queries)) - _ROOM_STEP
+        room = max((1, *self.block_queries)) + _ROOM_STEP
+        most = min(_LARGEST_OFFSET // self.head_size, _MOST_RANKED_TOKENS) - room
         for context in contexts:
             if not self.memory_tokens < context <= most:
                 got = f"a context of {context} tokens"
@@ -191,7 +201,7 @@ class Workload:
         history, memory = (self.extent_bytes(n) for n in (self.context_tokens, shape.memory_tokens))
         room = self.extent_bytes(self.room_tokens + _ROOM_STEP)
         capacity = self.context_tokens + self.room_tokens + _SCRATCH_STEP
-        peaks = capacity // 8
+        peaks = min(capacity, _MOST_PEAKS)
         evidence = self.batch * shape.query_heads * capacity
         return {
             "history": self.layers_apart(history) * (history + room),
@@ -200,7 +210,7 @@ class Workload:
                 self.layers_apart(self.evidence_bytes(size)) * evidence * size for size in (4, 2)
             ),
             "ranking": self.selected_rows * (2 * capacity + peaks) * _KEY_BYTES,
-            # The positions that are gathered, and those that the selection returns.
-            "positions": 2 * self.selected_rows * shape.selected_tokens * _POSITION_BYTES,
+            # Those that are gathered, and those that selecting returns, eagerly and captured.
+            "positions": 3 * self.selected_rows * shape.selected_tokens * _POSITION_BYTES,
             "copy": 2 * self.copy_bytes,
         }
