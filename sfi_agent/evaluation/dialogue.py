@@ -44,6 +44,10 @@ class Prompt:
     ids: tuple[int, ...]
     question_start: int
 
+    def prefilled(self, dense_question: bool) -> int:
+        """How many of the ids come before the policy's own steps."""
+        return len(self.ids) if dense_question else self.question_start
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

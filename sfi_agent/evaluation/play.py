@@ -25,6 +25,7 @@ from sfi_agent.config import SessionConfig
 from sfi_agent.errors import ContextOverflowError, InputError, explain
 from sfi_agent.evaluation.conversation import Conversation, longest_conversation_tokens
 from sfi_agent.evaluation.dialogue import Dialogue, Prompt
+from sfi_agent.evaluation.shared_prefill import shared_prefill_tokens
 from sfi_agent.evaluation.tasks import Case, Score, Task, Turn, task_named
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.history_match import common_prefix
@@ -39,7 +40,6 @@ DENSE = "dense"
 """Name of the policy that is always played, and that others are compared with."""
 PROTOCOLS = ("dense_question", "sparse_question")
 ANSWERS = ("own", "reference")
-_OWN_PREFILL_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def play_case(
     _check(engine, chosen, protocol, answers, first)
     _check_fits(engine, case, dialogue)
     dense_question = protocol == "dense_question"
-    shared = _shared_tokens(len(first.ids) if dense_question else first.question_start, chosen)
+    shared = shared_prefill_tokens(first.prefilled(dense_question), chosen.values())
     runs: dict[str, CaseRun] = {}
     with engine.session(chosen[DENSE]) as base:
         if shared:
@@ -248,12 +248,6 @@ def _dense_config(policies: Mapping[str, SessionConfig]) -> SessionConfig:
         return SessionConfig(mode="dense")
     (config,) = kinds.values()
     return SessionConfig(mode="dense", sampling=config.sampling.model_dump())
-
-
-def _shared_tokens(prompt_tokens: int, policies: Mapping[str, SessionConfig]) -> int:
-    """How much of the prompt is prefilled for all: what lies before each policy's evidence."""
-    rows = [c.refresh.prefill_evidence_queries for c in policies.values() if c.mode == "slow_fast"]
-    return max(0, prompt_tokens - max(_OWN_PREFILL_TOKENS, *(2 * count for count in rows), 0))
 
 
 def _check(

@@ -27,7 +27,9 @@ from sfi_agent.evaluation.fidelity.summary import (
     summarize_layers,
 )
 from sfi_agent.evaluation.fidelity.verdict import judge
+from sfi_agent.evaluation.shared_prefill import shared_prefill_tokens
 from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.history_match import common_prefix
 from sfi_agent.session.stop_ids import stop_ids
 from sfi_agent.session.token_core import TokenCore
 
@@ -39,9 +41,6 @@ __all__ = ["PROBE_EVERY_STEPS", "measure_fidelity"]
 
 PROBE_EVERY_STEPS = 4
 """Every so many fast steps are probed unless the caller says otherwise."""
-
-_OWN_PREFILL_TOKENS = 32
-"""Each policy prefills the end of the prompt itself, so that its first refresh is its own."""
 
 _MODES: tuple[TextMode, ...] = get_args(TextMode)
 
@@ -105,10 +104,13 @@ def measure_fidelity(
     findings = {name: _Findings.of(config) for name, config in policies.items()}
     for number, window in enumerate(windows, start=1):
         place = f"window {number} of {len(windows)}"
-        runner = _WindowRunner(window, _stops(engine), continuation_tokens, probe_every_steps)
+        shared = max(1, shared_prefill_tokens(len(window.prompt_ids), policies.values()))
+        runner = _WindowRunner(
+            window, shared, _stops(engine), continuation_tokens, probe_every_steps
+        )
         on_progress(f"{place}: prefilling {len(window.prompt_ids):,} tokens")
         with closing(TokenCore(engine, SessionConfig(mode="dense"))) as base:
-            base.append(window.prompt_ids[: -runner.own_tokens], 0)
+            base.append(window.prompt_ids[:shared], 0)
             base.prefill()
             on_progress(f"{place}: dense")
             references = runner.references(base)
@@ -122,10 +124,14 @@ class _WindowRunner:
     """Plays one window under dense decoding and under policies."""
 
     def __init__(
-        self, window: Window, stops: frozenset[int], tokens: int, probe_every_steps: int
+        self,
+        window: Window,
+        shared: int,
+        stops: frozenset[int],
+        tokens: int,
+        probe_every_steps: int,
     ) -> None:
-        self.own_tokens = min(_OWN_PREFILL_TOKENS, len(window.prompt_ids) - 1)
-        self._prompt_end = window.prompt_ids[-self.own_tokens :]
+        self._prompt_end = window.prompt_ids[shared:]
         self._text_ids = window.text_ids
         self._first_position = len(window.prompt_ids)
         self._stops = stops
@@ -174,7 +180,7 @@ class _WindowRunner:
             records = self._decode(core)
         ids = tuple(record.token_id for record in records)
         into.records += records
-        into.agreed.append(_common_prefix(ids, dense_ids))
+        into.agreed.append(common_prefix(ids, dense_ids))
         into.dense.append(len(dense_ids))
         into.identical.append(ids == dense_ids)
 
@@ -192,13 +198,6 @@ class _WindowRunner:
         if given is None:
             return list(core.steps(DecodeLimits(self._tokens, self._stops)))
         return list(core.steps(DecodeLimits(len(given), given_ids=tuple(given))))
-
-
-def _common_prefix(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    for index, (first, second) in enumerate(zip(ours, theirs, strict=False)):
-        if first != second:
-            return index
-    return min(len(ours), len(theirs))
 
 
 def _summarized(engine: Engine, name: str, found: _Findings) -> PolicyFidelity:

@@ -9,6 +9,7 @@ from typing import Any
 from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.evaluation.peers.exchange import ArmRun, PeerTurn, PlannedCase
 from sfi_agent.evaluation.tasks.task import Score
+from sfi_agent.session.history_match import common_prefix
 
 __all__ = ["ArmSummary", "ScoredTurn", "score_runs", "summarise"]
 
@@ -170,7 +171,7 @@ def _scored(
         parts=score.parts,
         exact=score.exact and finished,
         same_as_dense=finished and turn.output_ids == dense_ids,
-        agreed_tokens=_common_prefix(turn.output_ids, dense_ids),
+        agreed_tokens=common_prefix(turn.output_ids, dense_ids),
         dense_tokens=len(dense_ids),
         text=text,
         what=turn,
@@ -227,10 +228,3 @@ def _summary(
         dense_passes=sum(passes) if passes else None,
         errors=errors,
     )
-
-
-def _common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
-    for index, (mine, theirs) in enumerate(zip(ids, other, strict=False)):
-        if mine != theirs:
-            return index
-    return min(len(ids), len(other))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.evaluation.peers.exchange import ArmRun, PeerTurn, PlannedCase
+from sfi_agent.evaluation.shared_prefill import shared_prefill_tokens
 
 if TYPE_CHECKING:
     from sfi_agent.observe.trace import StepRecord
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from sfi_agent.session.session import Session
 
 __all__ = ["play_sessions", "read_tokens"]
-
-_OWN_PREFILL_TOKENS = 32
-"""The end of the first prompt, which every policy prefills itself: more tokens than it takes
-evidence rows from, so its first selection is the one of a session of its own."""
 
 
 def play_sessions(
@@ -37,7 +34,7 @@ def play_sessions(
     """
     for case in cases:
         prompt = _first_prefill(case)
-        shared = max(1, len(prompt) - _OWN_PREFILL_TOKENS)
+        shared = max(1, shared_prefill_tokens(len(prompt), policies.values()))
         with engine.session(SessionConfig(mode="dense")) as base:
             base.decode(prompt[:shared], max_new_tokens=0)
             for name, config in policies.items():
