@@ -244,9 +244,22 @@ class LayerMemory:
         for index, piece in enumerate(pieces):
             tokens = piece.keys.shape[1]
             local = aligned - piece.start
-            place = local.clamp(0, tokens - 1)[..., None]
+            place = local.clamp(0, tokens - 1)
             inside = ((local >= 0) & (local < tokens))[..., None]
             for source, target in ((piece.keys, self.keys), (piece.values, self.values)):
-                copied = source.gather(1, place.expand(-1, -1, source.shape[-1]))
                 region = target[:, :selected]
-                region.copy_(copied if index == 0 else torch.where(inside, copied, region))
+                if index == 0:
+                    _copy_rows(source, place, region)
+                else:
+                    copied = _copy_rows(source, place, torch.empty_like(region))
+                    region.copy_(torch.where(inside, copied, region))
+
+
+def _copy_rows(source: Tensor, place: Tensor, target: Tensor) -> Tensor:
+    """Copy `source[head, place[head]]` to `target`: `[kv_heads, places, dim]`, for every head."""
+    if source.device.type != "cpu":
+        return target.copy_(source.gather(1, place[..., None].expand(-1, -1, source.shape[-1])))
+    # A CPU gathers number by number; rows of one head are copied whole, an order faster.
+    for head in range(source.shape[0]):
+        torch.index_select(source[head], 0, place[head], out=target[head])
+    return target
