@@ -7,8 +7,9 @@ from dataclasses import dataclass
 __all__ = ["DraftLength"]
 
 _VERIFYING_COST = 4.0
-"""What a verifying step costs, in fast steps. Between 2.3 (a captured graph on a GPU at 128k
-tokens) and 13 (a CPU at 32k); a constant, so that the kinds of steps depend on no clock."""
+"""What a verifying step is taken to cost, in fast steps. `sfi-agent bench decode` measures it: more
+where the history is long, less where weights dominate. A constant, so that the kinds of steps
+depend on no clock; a wrong one makes segments a little too long or short, and no output wrong."""
 _MEMORY = 0.9
 """Weight of what was seen before, per verifying step: some ten of them count."""
 _PRIOR_ACCEPTED, _PRIOR_REJECTED = 19.0, 1.0

@@ -92,8 +92,8 @@ def _all_logits(rows: Tensor, history: LayerHistory, tokens: int) -> Tensor:
             chunk = widened[:, : keys.shape[1]]
             chunk.copy_(keys)
             first = piece.start + low
-            # Rows come first: with the keys first a CPU takes four times as long for a few rows,
-            # and a product written into the slice is slower than one copied there.
+            # Rows come first: with the keys first a CPU takes several times as long for a few rows,
+            # and a product written into the slice takes longer than one copied there.
             logits[..., first : first + keys.shape[1]] = torch.bmm(rows, chunk.transpose(1, 2))
     return logits
 
