@@ -11,6 +11,8 @@
     ├── SessionStateError (RuntimeError)  a closed session was used, or a mark is no longer valid
     │   └── SessionBusy                   another thread is using this session
     ├── UnsupportedModelError             the model cannot be decoded slow-fast, with the reason
+    ├── OutOfDeviceMemoryError            the device has no room for weights, histories or scratch
+    ├── NumericsError (ArithmeticError)   attention gave numbers that are not finite (debug mode)
     ├── CheckpointError                   a model or tokenizer could not be loaded
     └── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
 
@@ -27,6 +29,8 @@ __all__ = [
     "InputError",
     "ModelInUseError",
     "NothingPendingError",
+    "NumericsError",
+    "OutOfDeviceMemoryError",
     "PluginError",
     "SessionBusy",
     "SessionStateError",
@@ -118,6 +122,30 @@ class SessionBusy(SessionStateError):
 
 class UnsupportedModelError(SfiError):
     """The model cannot be decoded slow-fast: layer kind, attention keyword or device, by name."""
+
+
+class OutOfDeviceMemoryError(SfiError):
+    """The device has no room left; ids and history are as they were before the step.
+
+    Attributes:
+        parts: Bytes by what holds them, such as "weights" and "histories".
+    """
+
+    def __init__(self, message: str, *, parts: dict[str, int]) -> None:
+        super().__init__(message)
+        self.parts = parts
+
+
+class NumericsError(SfiError, ArithmeticError):
+    """Attention gave numbers that are not finite; only looked for in debug mode.
+
+    Attributes:
+        layer: Index of the first layer where it happened.
+    """
+
+    def __init__(self, message: str, *, layer: int) -> None:
+        super().__init__(message)
+        self.layer = layer
 
 
 class CheckpointError(SfiError):

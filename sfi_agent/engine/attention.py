@@ -3,7 +3,8 @@
 It is registered once under `ATTENTION_NAME` and told what to do by the keyword `sfi`, a
 `StepContext` that the runner passes to `model(...)` and transformers hands down to every layer.
 It appends the new keys and values itself and builds its own causal view, so the model is called
-without a cache and without a mask: what a layer sees depends on nothing but the context.
+without a cache and without a mask: what a layer sees depends on nothing but the context. Steps that
+are compiled and captured come as a `ProgramContext` and are attended by the step kernels.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfi_agent.engine.instruments import FastAttention
+from sfi_agent.engine.program_attention import ProgramContext, attend_in_program
 from sfi_agent.engine.sdpa import attend_history
 from sfi_agent.engine.sequence import LayerState, SequenceState
-from sfi_agent.errors import ModelInUseError, UnsupportedModelError, explain
+from sfi_agent.errors import ModelInUseError, NumericsError, UnsupportedModelError, explain
 
-__all__ = ["ATTENTION_NAME", "StepContext", "register_attention", "slow_fast_attention"]
+__all__ = [
+    "ATTENTION_NAME",
+    "BatchContext",
+    "StepContext",
+    "register_attention",
+    "slow_fast_attention",
+]
 
 ATTENTION_NAME = "sfi_agent"
 
@@ -52,6 +60,8 @@ class StepContext:
         measure_mass: Whether fast steps measure their attention mass on the selected tokens.
         selected_mass: One `[]` float32 tensor per sparse layer, when measured.
         on_fast_attention: Told about every sparse layer of a fast step; None costs nothing.
+        check_numbers: Whether outputs that are not finite raise, for debugging; the host then waits
+            for every layer.
     """
 
     kind: Literal["dense", "fast"]
@@ -60,6 +70,18 @@ class StepContext:
     measure_mass: bool = False
     selected_mass: list[Tensor] = field(default_factory=list)
     on_fast_attention: Callable[[FastAttention], None] | None = None
+    check_numbers: bool = False
+
+
+@dataclass(slots=True)
+class BatchContext:
+    """One forward pass over one token of each of several sequences.
+
+    Attributes:
+        rows: The step of each row of the batch.
+    """
+
+    rows: list[StepContext]
 
 
 def register_attention() -> None:
@@ -78,16 +100,17 @@ def slow_fast_attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    sfi: StepContext | None = None,
+    sfi: StepContext | BatchContext | ProgramContext | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer in one step; the interface of transformers' attention functions.
 
     Args:
         module: The attention layer; its `layer_idx` picks the layer's state.
-        query: `[1, query_heads, rows, key_dim]`, post-RoPE.
-        key: `[1, kv_heads, rows, key_dim]`, the new tokens only, post-RoPE.
-        value: `[1, kv_heads, rows, value_dim]`.
+        query: `[batch, query_heads, rows, key_dim]`, post-RoPE; batch is 1 unless the step says
+            otherwise.
+        key: `[batch, kv_heads, rows, key_dim]`, the new tokens only, post-RoPE.
+        value: `[batch, kv_heads, rows, value_dim]`.
         attention_mask: Unused; causality and bands are built here.
         scaling: Factor of the logits; `key_dim ** -0.5` if the model passes none.
         sliding_window: Checked against what was found when the engine was made.
@@ -95,11 +118,12 @@ def slow_fast_attention(
         keywords: Refused by name when they would change the result.
 
     Returns:
-        `[1, rows, query_heads, value_dim]` and None for the weights.
+        `[batch, rows, query_heads, value_dim]` and None for the weights.
 
     Raises:
         ModelInUseError: `sfi` is missing.
         UnsupportedModelError: An attention keyword is not supported.
+        NumericsError: An output is not finite, where the step asks for the check.
     """
     if sfi is None:
         raise ModelInUseError(
@@ -110,23 +134,59 @@ def slow_fast_attention(
             )
         )
     _refuse_unknown(keywords)
-    layer = sfi.sequence.layers[int(module.layer_idx)]  # type: ignore[arg-type]
-    layer.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows, keys, values = query[0], key[0], value[0]
-    if sfi.kind == "fast" and layer.memory is not None:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(sfi, ProgramContext):
+        return attend_in_program(module, query, key, value, scale), None
+    index = int(module.layer_idx)  # type: ignore[arg-type]
+    steps = sfi.rows if isinstance(sfi, BatchContext) else [sfi]
+    outs = [
+        _attend_row(step, index, query[row], key[row], value[row], scale)
+        for row, step in enumerate(steps)
+    ]
+    return (outs[0][None] if len(outs) == 1 else torch.stack(outs)).transpose(1, 2), None
+
+
+def _attend_row(
+    step: StepContext, index: int, query: Tensor, keys: Tensor, values: Tensor, scale: float
+) -> Tensor:
+    """One sequence's part: query `[query_heads, rows, key_dim]` to the same with values."""
+    layer = step.sequence.layers[index]
+    layer.scale = scale
+    if step.kind == "fast" and layer.memory is not None:
         layer.memory.append(keys, values)
-        out = layer.memory.attend(rows, layer.scale)
-        if sfi.measure_mass:
-            sfi.selected_mass.append(layer.memory.selected_mass(rows, layer.scale))
-        if sfi.on_fast_attention is not None:
-            position, index = sfi.sequence.processed_tokens, int(module.layer_idx)  # type: ignore[arg-type]
-            sfi.on_fast_attention(FastAttention(index, position, rows, out, layer))
+        out = layer.memory.attend(query, scale)
+        if step.measure_mass:
+            step.selected_mass.append(layer.memory.selected_mass(query, scale))
+        if step.on_fast_attention is not None:
+            position = step.sequence.processed_tokens
+            step.on_fast_attention(FastAttention(index, position, query, out, layer))
     else:
         layer.history.append(keys, values)
-        out = _attend_dense(rows, layer)
-        if sfi.capture_rows and layer.memory is not None:
-            layer.captured_query = rows[:, -sfi.capture_rows :].clone()
-    return out.transpose(0, 1)[None], None
+        out = _attend_dense(query, layer)
+        if step.capture_rows and layer.memory is not None:
+            layer.captured_query = query[:, -step.capture_rows :].clone()
+    if step.check_numbers and not bool(out.isfinite().all()):
+        raise _not_finite(step, index, query, keys, values)
+    return out
+
+
+def _not_finite(
+    step: StepContext, index: int, query: Tensor, keys: Tensor, values: Tensor
+) -> NumericsError:
+    inputs = {"query": query, "keys": keys, "values": values}
+    bad = [name for name, tensor in inputs.items() if not bool(tensor.isfinite().all())]
+    return NumericsError(
+        explain(
+            f"attended in layer {index} on a {step.kind} step at position "
+            f"{step.sequence.processed_tokens}",
+            got="an output that is not finite, from "
+            + (f"{' and '.join(bad)} that are not" if bad else "a finite new token"),
+            allowed="finite numbers",
+            remedy="the weights may overflow in this number type: load the model in bfloat16 or "
+            "float32" if bad else "an earlier token's keys or values are damaged: rewind before it",
+        ),
+        layer=index,
+    )
 
 
 def _attend_dense(query: Tensor, layer: LayerState) -> Tensor:

@@ -9,12 +9,16 @@
 Under verify the tokens of fast steps are drafts: see `engine/drafting.py`. Every decoding starts
 with a dense prefill of at least the pending token, so no selection outlives a turn. Ids and keys
 stay consistent when a step raises or the caller stops listening.
+
+The machine itself is a generator that yields requests and records: `Decoder.decode` executes the
+requests of one sequence, `engine/batch.py` those of many together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -23,6 +27,7 @@ from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState,
 from sfi_agent.engine.draft_length import DraftLength
 from sfi_agent.engine.drafting import Drafter
 from sfi_agent.engine.instruments import Instruments
+from sfi_agent.engine.requests import Moves, StepOutcome, StepRequest
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.sampling import GivenTokens, TokenChooser
 from sfi_agent.engine.schedule import SegmentSchedule
@@ -30,7 +35,10 @@ from sfi_agent.engine.steps import Steps
 from sfi_agent.observe.trace import StepKind, StepRecord
 from sfi_agent.protocols import Selector
 
-__all__ = ["Decoder"]
+__all__ = ["DecodeMoves", "Decoder"]
+
+DecodeMoves: TypeAlias = Generator[StepRequest | StepRecord, StepOutcome | None, None]
+"""A whole decoding: requests are answered with outcomes, records with None."""
 
 
 class Decoder:
@@ -52,7 +60,8 @@ class Decoder:
         monitor: BoundaryMonitor,
         settings: StepSettings,
     ) -> None:
-        self.steps = Steps(runner, sampler, selector, monitor, settings)
+        self.runner = runner
+        self.steps = Steps(runner.prefill_chunk_tokens, sampler, selector, monitor, settings)
         self._sampler = sampler
         self._settings = settings
 
@@ -71,6 +80,27 @@ class Decoder:
         Yields:
             One record per chosen token, already appended to `state.ids`.
         """
+        moves = self.moves(state, limits)
+        outcome: StepOutcome | None = None
+        try:
+            while True:
+                move = moves.send(outcome)
+                if isinstance(move, StepRecord):
+                    outcome = None
+                    yield move
+                else:
+                    outcome = self.runner.execute([move])[0]
+        except StopIteration:
+            return
+        finally:
+            moves.close()
+
+    def moves(self, state: DecodingState, limits: DecodeLimits) -> DecodeMoves:
+        """The same decoding for somebody who executes its requests.
+
+        Whatever ends it, `close()` on the generator brings ids and keys into their state between
+        decodings.
+        """
         settings = self._settings
         verified = settings.sparse and settings.slow_step == "verify"
         self.steps.chooser = self._sampler
@@ -78,7 +108,9 @@ class Decoder:
             self.steps.chooser = GivenTokens(len(state.ids), limits.given_ids, self._sampler)
         # Drafts are the policy's own, also where somebody else says which of them stand.
         self.steps.draft_chooser = self._sampler if verified else self.steps.chooser
-        schedule = SegmentSchedule(settings.minimum_segment_tokens, settings.maximum_segment_tokens)
+        schedule = SegmentSchedule(
+            settings.minimum_segment_tokens, settings.maximum_segment_tokens, settings.lag_tokens
+        )
         try:
             if verified:
                 yield from self._decode_verified(state, limits, schedule)
@@ -92,7 +124,7 @@ class Decoder:
         sequence, todo = state.sequence, state.unprocessed
         before = sequence.processed_tokens
         try:
-            output = self.steps.runner.dense(sequence, todo)
+            output = self.runner.dense(sequence, todo)
         finally:
             sequence.cut(before)
         assert output is not None
@@ -100,10 +132,10 @@ class Decoder:
 
     def _decode_directly(
         self, state: DecodingState, limits: DecodeLimits, schedule: SegmentSchedule
-    ) -> Iterator[StepRecord]:
+    ) -> DecodeMoves:
         capacity = self._segment_capacity(limits)
         started = time.perf_counter()
-        choice = self.steps.prefill(state, limits, capacity)
+        choice = yield from self.steps.prefill(state, limits, capacity)
         if choice is None:
             return
         kind: StepKind = "slow"
@@ -114,24 +146,35 @@ class Decoder:
                 return
             started = time.perf_counter()
             self._show_token(state, schedule, choice)
-            kind, reason, choice = self._next(state, schedule, choice, capacity)
+            more = count + 1 < limits.max_new_tokens
+            kind, reason, choice = yield from self._next(state, schedule, choice, capacity, more)
 
     def _next(
-        self, state: DecodingState, schedule: SegmentSchedule, choice: Choice, capacity: int
-    ) -> tuple[StepKind, str, Choice]:
-        """Process the chosen token and draw the one after it."""
+        self,
+        state: DecodingState,
+        schedule: SegmentSchedule,
+        choice: Choice,
+        capacity: int,
+        more: bool,
+    ) -> Moves[tuple[StepKind, str, Choice]]:
+        """Process the chosen token and draw the one after it; `more` may follow that."""
         if not self._settings.sparse:
-            return "slow", "dense", self.steps.dense(state)
+            return "slow", "dense", (yield from self.steps.dense(state))
         reason = schedule.slow_reason()
         if reason is not None:
             schedule.took_slow()
-            return "slow", reason, self.steps.slow(state, capacity)
-        drawn, boundary = self.steps.fast(state, choice.token_id, len(state.ids) - 1)
+            return "slow", reason, (yield from self.steps.slow(state, capacity))
+        drawn, boundary = yield from self.steps.fast(
+            state,
+            choice.token_id,
+            len(state.ids) - 1,
+            may_continue=more and schedule.may_continue(),
+        )
         if boundary is not None and boundary.when == "now":
             # The draw is thrown away with the step; noise belongs to positions, so nothing moves.
             state.sequence.discard_fast_token()
             schedule.took_slow()
-            return "retry", boundary.reason, self.steps.slow(state, capacity)
+            return "retry", boundary.reason, (yield from self.steps.slow(state, capacity))
         schedule.took_fast()
         if boundary is not None:
             schedule.report(boundary.reason)
@@ -139,11 +182,11 @@ class Decoder:
 
     def _decode_verified(
         self, state: DecodingState, limits: DecodeLimits, schedule: SegmentSchedule
-    ) -> Iterator[StepRecord]:
+    ) -> DecodeMoves:
         capacity = self._segment_capacity(limits)
         length = DraftLength(schedule.minimum_tokens, schedule.maximum_tokens)
         started = time.perf_counter()
-        choice = self.steps.prefill(state, limits, capacity)
+        choice = yield from self.steps.prefill(state, limits, capacity)
         if choice is None:
             return
         yield self._keep(state, choice, "slow", "prefill", time.perf_counter() - started)
@@ -151,11 +194,13 @@ class Decoder:
         drafter = Drafter(self.steps, schedule)
         while not limits.ends_with(choice.token_id, count) and not limits.cancelled():
             schedule.maximum_tokens = length.tokens()
-            draft = drafter.draft(state, choice, count, limits)
+            draft = yield from drafter.draft(state, choice, count, limits)
             if draft is None:
                 return
             started = time.perf_counter()
-            verdict = self.steps.verify(state, draft.token_ids, capacity, closing=draft.closing)
+            verdict = yield from self.steps.verify(
+                state, draft.token_ids, capacity, closing=draft.closing
+            )
             seconds = time.perf_counter() - started
             length.note(len(draft.tokens), verdict.accepted)
             drafter.settle(draft, verdict.accepted)

@@ -80,6 +80,7 @@ class StepSettings:
         maximum_segment_tokens: See `SegmentSchedule`.
         evidence_queries: Query rows a slow step hands to the selector.
         prefill_evidence_queries: Query rows a prefill hands to the selector.
+        lag_tokens: See `SegmentSchedule`.
     """
 
     sparse: bool
@@ -88,6 +89,7 @@ class StepSettings:
     maximum_segment_tokens: int
     evidence_queries: int
     prefill_evidence_queries: int
+    lag_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

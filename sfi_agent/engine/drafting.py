@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState
+from sfi_agent.engine.requests import Moves
 from sfi_agent.engine.schedule import SegmentSchedule
 from sfi_agent.engine.steps import Steps, Verdict
 from sfi_agent.observe.trace import StepKind, StepRecord
@@ -82,7 +83,7 @@ class Drafter:
 
     def draft(
         self, state: DecodingState, pending: Choice, count: int, limits: DecodeLimits
-    ) -> Draft | None:
+    ) -> Moves[Draft | None]:
         """Take fast steps until something asks for a slow one.
 
         Args:
@@ -105,7 +106,13 @@ class Drafter:
             if limits.cancelled():
                 return None
             started = time.perf_counter()
-            drawn, boundary = self._steps.fast(state, token.token_id, position)
+            more = count + len(draft.tokens) + 1 < limits.max_new_tokens
+            drawn, boundary = yield from self._steps.fast(
+                state,
+                token.token_id,
+                position,
+                may_continue=more and self._schedule.may_continue(),
+            )
             if boundary is not None and boundary.when == "now":
                 state.sequence.discard_fast_token()
                 draft.kind, draft.reason = "retry", boundary.reason

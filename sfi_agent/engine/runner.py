@@ -1,20 +1,23 @@
-"""Runs forward passes of a model over one sequence: prefill, dense steps, fast steps.
+"""Runs forward passes of a model over sequences, and executes what decodings ask for.
 
-This is the seam behind which compiled and captured steps can come: callers hand over ids and a
-sequence and get logits on the device; nothing here reads a tensor on the host.
+`Runner.execute` is the seam: decodings hand over requests and get outcomes. Where steps can be
+compiled and captured (`engine/programs/`), it hands single tokens and blocks to programs; the rest,
+and everything where programs cannot run, is executed eagerly by the forward passes below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from sfi_agent.engine.attention import StepContext
+from sfi_agent.engine.attention import BatchContext, StepContext
+from sfi_agent.engine.eager import EagerSteps
 from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.model_shape import ModelShape
+from sfi_agent.engine.requests import StepOutcome, StepRequest
 from sfi_agent.engine.sequence import SequenceState
 
 if TYPE_CHECKING:
@@ -50,15 +53,34 @@ class Runner:
         model: A causal language model of transformers, in eval mode.
         shape: From `inspect_model`.
         prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
+        check_numbers: Whether attention outputs that are not finite raise `NumericsError`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, shape: ModelShape, prefill_chunk_tokens: int | None = None
+        self,
+        model: PreTrainedModel,
+        shape: ModelShape,
+        prefill_chunk_tokens: int | None = None,
+        *,
+        check_numbers: bool = False,
     ) -> None:
         self.model = model
         self.shape = shape
         default = _PREFILL_CHUNK_TOKENS.get(shape.device.type, 512)
         self.prefill_chunk_tokens = prefill_chunk_tokens or default
+        self.check_numbers = check_numbers
+        self._eager = EagerSteps(self)
+
+    def execute(self, requests: Sequence[StepRequest]) -> list[StepOutcome]:
+        """Execute requests of different sequences, single tokens in one forward pass.
+
+        Args:
+            requests: At least one, each of another sequence.
+
+        Returns:
+            One outcome per request. When a step raises, every sequence stays between two steps.
+        """
+        return self._eager.execute(requests)
 
     def dense(
         self,
@@ -87,7 +109,7 @@ class Runner:
             if interrupted is not None and interrupted():
                 return None
             rows = evidence_rows if end == len(ids) else 0
-            context = StepContext("dense", sequence, capture_rows=min(rows, end - start))
+            context = self.context("dense", sequence, min(rows, end - start))
             output = self._forward(context, ids[start:end])
         assert output is not None
         return output
@@ -102,7 +124,7 @@ class Runner:
         Returns:
             Logits `[tokens, vocabulary]` float32: row i is for the token after `ids[i]`.
         """
-        context = StepContext("dense", sequence, capture_rows=len(ids))
+        context = self.context("dense", sequence, len(ids))
         return self._forward(context, ids, logit_rows=len(ids)).logits.view(len(ids), -1)
 
     def fast(
@@ -122,9 +144,8 @@ class Runner:
             on_fast_attention: See `Instruments`.
         """
         assert sequence.layout is not None and sequence.layout.ready
-        context = StepContext(
-            "fast", sequence, measure_mass=measure_mass, on_fast_attention=on_fast_attention
-        )
+        context = self.context("fast", sequence)
+        context.measure_mass, context.on_fast_attention = measure_mass, on_fast_attention
         if isinstance(token, int):
             # Filled on the device: copying a number there would make the host wait.
             token = torch.full((), token, dtype=torch.int64, device=self.shape.device)
@@ -132,15 +153,49 @@ class Runner:
         sequence.layout.advance(1)
         return output
 
-    @torch.no_grad()
+    def single(self, contexts: Sequence[StepContext], token_ids: Sequence[int]) -> list[StepOutput]:
+        """Process one token of each of several sequences, fast or densely, in one pass.
+
+        Args:
+            contexts: The step of each sequence; memories of fast ones are ready.
+            token_ids: One per sequence.
+        """
+        tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=self.shape.device)
+        sequences = [context.sequence for context in contexts]
+        logits = self._logits(BatchContext(list(contexts)), sequences, tokens[:, None], 1)[:, -1]
+        outputs = []
+        for context, row in zip(contexts, logits, strict=True):
+            layout = context.sequence.layout
+            if context.kind == "fast" and layout is not None:
+                layout.advance(1)
+            outputs.append(StepOutput(row, _mean_mass(context)))
+        return outputs
+
+    def context(
+        self, kind: Literal["dense", "fast"], sequence: SequenceState, rows: int = 0
+    ) -> StepContext:
+        """The step of one sequence, with the runner's checks."""
+        return StepContext(kind, sequence, rows, check_numbers=self.check_numbers)
+
     def _forward(
         self, context: StepContext, ids: Sequence[int] | Tensor, logit_rows: int = 1
     ) -> StepOutput:
-        sequence = context.sequence
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.shape.device).view(1, -1)
-        first = sequence.processed_tokens
-        last = first + tokens.shape[1]
-        positions = torch.arange(first, last, device=self.shape.device)[None]
+        logits = self._logits(context, [context.sequence], tokens, logit_rows)[0]
+        return StepOutput(logits if logit_rows > 1 else logits[-1], _mean_mass(context))
+
+    @torch.no_grad()
+    def _logits(
+        self,
+        context: StepContext | BatchContext,
+        sequences: Sequence[SequenceState],
+        tokens: Tensor,
+        logit_rows: int,
+    ) -> Tensor:
+        """One forward pass: tokens `[batch, rows]` to float32 `[batch, logit_rows, vocabulary]`."""
+        rows = torch.arange(tokens.shape[1], device=self.shape.device)
+        first = [sequence.processed_tokens for sequence in sequences]
+        positions = torch.stack([rows + start for start in first])
         try:
             # No cache and no mask: the attention function keeps the history and its own causality.
             result = self.model(
@@ -151,12 +206,16 @@ class Runner:
                 sfi=context,
             )
         except BaseException:
-            sequence.settle()
+            for sequence in sequences:
+                sequence.settle()
             raise
-        sequence.processed_tokens = last
-        mass = torch.stack(context.selected_mass).mean() if context.selected_mass else None
-        logits = result.logits[0] if logit_rows > 1 else result.logits[0, -1]
-        return StepOutput(logits.float(), mass)
+        for sequence in sequences:
+            sequence.processed_tokens += tokens.shape[1]
+        return result.logits.float()
+
+
+def _mean_mass(context: StepContext) -> Tensor | None:
+    return torch.stack(context.selected_mass).mean() if context.selected_mass else None
 
 
 def _chunks(total: int, size: int, last_at_least: int) -> list[tuple[int, int]]:

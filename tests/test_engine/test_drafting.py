@@ -135,9 +135,9 @@ class _CountingRunner(Runner):
 
 
 def counting(session: Session) -> _CountingRunner:
-    steps: Any = session._core._decoder.steps
-    steps.runner = _CountingRunner(steps.runner)
-    runner: _CountingRunner = steps.runner
+    decoder: Any = session._core._decoder
+    runner = _CountingRunner(decoder.runner)
+    decoder.runner = runner
     return runner
 
 

@@ -159,7 +159,7 @@ def record_into(played: Played, session: Session, *, look: bool) -> None:
     """Let a session's decoder write down what it computes."""
     decoder: Any = session._core._decoder
     steps = decoder.steps
-    steps.runner = _RecordingRunner(steps.runner, played, look)
+    decoder.runner = _RecordingRunner(decoder.runner, played, look)
     steps.selector = _RecordingSelector(steps.selector, played)
     session.attach(
         Instruments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import pytest
@@ -68,7 +69,10 @@ def dense_history(engine: Engine, ids: Sequence[int]) -> Snapshot:
 
     cache: Any = DynamicCache()
     tokens = torch.tensor([list(ids)], device=engine.model.device)
-    engine.model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    # transformers 5.24 gave the argument a new name.
+    names = signature(type(engine.model).forward).parameters
+    given = {"cache" if "cache" in names else "past_key_values": cache}
+    engine.model(input_ids=tokens, use_cache=True, **given)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 

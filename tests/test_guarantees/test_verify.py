@@ -154,8 +154,9 @@ def _leave(pair: Pair, ids: list[int], kept: int) -> None:
 
 
 def _raise(pair: Pair, ids: list[int], place: str, call: int) -> None:
-    steps: Any = pair.verifying._core._decoder.steps
-    owner = {"fast": steps.runner, "block": steps.runner, "dense": steps.runner}.get(place)
+    decoder: Any = pair.verifying._core._decoder
+    steps = decoder.steps
+    owner = decoder.runner if place in ("fast", "block", "dense") else None
     owner = owner or (steps.selector if place == "select" else steps.monitor)
     original = getattr(owner, place)
 
