@@ -102,6 +102,14 @@ class RefreshSettings(ConfigModel):
         description="Last queries of a prefill that the selector sees.",
         json_schema_extra={"unit": "queries"},
     )
+    lag: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="Fast tokens between a boundary and its slow step: 0 is exact; with 1 a fast "
+        "step that a device has begun before the boundary was seen is kept instead of discarded.",
+        json_schema_extra={"unit": "tokens"},
+    )
 
     @model_validator(mode="after")
     def _segment_bounds_are_ordered(self) -> Self:

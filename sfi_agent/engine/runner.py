@@ -71,11 +71,12 @@ class Runner:
         self.check_numbers = check_numbers
         self._eager = EagerSteps(self)
 
-    def execute(self, requests: Sequence[StepRequest]) -> list[StepOutcome]:
+    def execute(self, requests: Sequence[StepRequest], batch: int = 1) -> list[StepOutcome]:
         """Execute requests of different sequences, single tokens in one forward pass.
 
         Args:
             requests: At least one, each of another sequence.
+            batch: How many sequences are being decoded together, those that wait included.
 
         Returns:
             One outcome per request. When a step raises, every sequence stays between two steps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,39 @@ class Engine:
         config = config or SessionConfig()
         self.check_config(config)
         return Session.create(self, config, system, tools)
+
+    def decode_batch(
+        self,
+        sessions: Sequence[Session],
+        token_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        max_new_tokens: int | Sequence[int | None] | None = None,
+        stop_ids: Collection[int] = (),
+    ) -> list[list[int]]:
+        """Decode on many sessions together: one pass over the weights for a token of each.
+
+        Each session keeps its policy, segment and kind of step; slow and fast rows share a pass.
+        What a session generates does not depend on the others (in half precision up to the
+        rounding of matrix products).
+
+        Args:
+            sessions: Distinct sessions of this engine.
+            token_ids: New ids of each, as in `Session.decode`; None goes on from the pending
+                tokens.
+            max_new_tokens: For all, or one per session; None takes each session's
+                `sampling.max_new_tokens`.
+            stop_ids: As in `Session.decode`, for all.
+
+        Returns:
+            The generated ids of each session.
+
+        Raises:
+            InputError, NothingPendingError, ContextOverflowError, SessionBusy, SessionStateError:
+                As in `Session.decode`, before anything is processed; every session is as before.
+        """
+        from sfi_agent.session.batch import decode_batch
+
+        return decode_batch(self, sessions, token_ids, max_new_tokens, stop_ids)
 
     def check_config(self, config: SessionConfig) -> None:
         """Refuse a policy that does not fit this model.

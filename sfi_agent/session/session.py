@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
-from sfi_agent.engine.decoding_state import DecodeLimits
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.arguments import at_least, integers
+from sfi_agent.session.arguments import at_least
 from sfi_agent.session.chat import Chat, make_chat
 from sfi_agent.session.events import Event, TurnEnd
 from sfi_agent.session.marks import Mark, MarkKeeper
 from sfi_agent.session.ownership import Ownership
+from sfi_agent.session.raw_decoding import RawDecoding
 from sfi_agent.session.reply import Reply, sum_replies
 from sfi_agent.session.stats import SessionStats
 from sfi_agent.session.token_core import TokenCore
@@ -188,12 +189,10 @@ class Session:
             SessionBusy: Another call on this session is under way.
             SessionStateError: The session is closed.
         """
-        wanted = self.config.sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit, stops = at_least("max_new_tokens", wanted, 0), integers("stop_ids", stop_ids)
-        with self._owner.held_for("decode"):
-            given = self._core.checked(given_ids)
-            records = self._decode(token_ids, given, limit, stops)
-            return [record.token_id for record in records[len(given) :]]
+        with self.raw_decoding("decode") as raw:
+            limits = raw.limits(max_new_tokens, stop_ids, given_ids)
+            records = raw.decode(token_ids, limits)
+            return [record.token_id for record in records[len(limits.given_ids) :]]
 
     def follow(
         self, token_ids: Sequence[int], *, prompt_ids: Sequence[int] = ()
@@ -214,31 +213,14 @@ class Session:
             InputError, NothingPendingError, ContextOverflowError, SessionBusy, SessionStateError:
                 As in `decode`.
         """
-        with self._owner.held_for("follow"):
-            return self._decode(prompt_ids, self._core.checked(token_ids), 0, frozenset())
+        with self.raw_decoding("follow") as raw:
+            return raw.decode(prompt_ids, raw.limits(0, (), token_ids))
 
-    def _decode(
-        self,
-        new_ids: Sequence[int],
-        given_ids: tuple[int, ...],
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-    ) -> list[StepRecord]:
-        """Append, follow what is given, choose behind it; the records of both."""
-        self._cancelled.clear()
-        total = len(given_ids) + max_new_tokens
-        appended = self._core.append(new_ids, total)
-        records: list[StepRecord] = []
-        try:
-            if total == 0:
-                self._core.prefill()
-            else:
-                limits = DecodeLimits(total, stop_ids, given_ids, self._cancelled.is_set)
-                records.extend(self._core.steps(limits))
-        finally:
-            if self._chat is not None:
-                self._chat.append_raw(appended, [record.token_id for record in records])
-        return records
+    @contextmanager
+    def raw_decoding(self, action: str) -> Iterator[RawDecoding]:
+        """Own the session for a call that works on raw ids; for the package's own use."""
+        with self._owner.held_for(action):
+            yield RawDecoding(self._core, self._chat, self._cancelled)
 
     def attach(self, instruments: Instruments) -> None:
         """Let functions look on at every later step, in place of those attached before.

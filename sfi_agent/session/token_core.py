@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.boundaries import BoundaryMonitor
-from sfi_agent.engine.decoder import Decoder
+from sfi_agent.engine.decoder import DecodeMoves, Decoder
 from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSettings
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.memory import MemoryLayout
+from sfi_agent.engine.requests import StepOutcome
 from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
@@ -119,6 +120,17 @@ class TokenCore:
         """
         state = self._opened()
         kept = len(state.ids) if kept_tokens is None else kept_tokens
+        checked = self.check(ids, room_tokens, kept)
+        if kept < len(state.ids):
+            self.forget(kept)
+        state.ids.extend(checked)
+        return checked
+
+    def check(
+        self, ids: Sequence[int], room_tokens: int, kept_tokens: int | None = None
+    ) -> list[int]:
+        """What `append` would refuse, without changing anything; the ids as plain integers."""
+        kept = len(self._opened().ids) if kept_tokens is None else kept_tokens
         checked = self._checked(ids)
         if not checked and kept <= self.processed_tokens:
             raise NothingPendingError(
@@ -129,9 +141,6 @@ class TokenCore:
                 )
             )
         self._check_room(kept, len(checked), room_tokens)
-        if kept < len(state.ids):
-            self.forget(kept)
-        state.ids.extend(checked)
         return checked
 
     def forget(self, kept_tokens: int) -> None:
@@ -143,10 +152,29 @@ class TokenCore:
     def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
         """Decode until a limit; every record is in the trace when it is yielded."""
         for record in self._decoder.decode(self._opened(), limits):
-            self.trace.append(record)
-            if record.kind != "fast" and self.config.mode == "slow_fast":
-                log_event("debug", "slow_step", session=self.id, **asdict(record))
+            self._note(record)
             yield record
+
+    def moves(self, limits: DecodeLimits, records: list[StepRecord]) -> DecodeMoves:
+        """The same decoding for a batch: see `Decoder.moves`; `records` is filled on the way."""
+        moves = self._decoder.moves(self._opened(), limits)
+        outcome: StepOutcome | None = None
+        try:
+            while True:
+                move = moves.send(outcome)
+                if isinstance(move, StepRecord):
+                    self._note(move)
+                    records.append(move)
+                outcome = yield move
+        except StopIteration:
+            return
+        finally:
+            moves.close()
+
+    def _note(self, record: StepRecord) -> None:
+        self.trace.append(record)
+        if record.kind != "fast" and self.config.mode == "slow_fast":
+            log_event("debug", "slow_step", session=self.id, **asdict(record))
 
     def attach(self, instruments: Instruments) -> None:
         """See `Instruments`."""
@@ -282,6 +310,7 @@ class TokenCore:
                 maximum_segment_tokens=config.refresh.max_segment_tokens,
                 evidence_queries=config.refresh.evidence_queries,
                 prefill_evidence_queries=config.refresh.prefill_evidence_queries,
+                lag_tokens=config.refresh.lag,
             ),
         )
 

@@ -1,0 +1,103 @@
+"""Many decodings stepped together: who steps when, and nothing of how a step is taken.
+
+Every decoding is a generator of requests, so a tick is: take the requests of all of them, execute
+those that should run now in one go, send the outcomes back. What a decoding asks for and gets does
+not depend on the others; only when it gets it does.
+
+Two rules say who waits. Slow steps of single tokens are staggered: no more than a share of the
+sequences takes one in the same step, so that steps stay of even length and slow rows find fast rows
+to share the weights with; sequences that were held back once are out of step from then on. Blocks of
+rectify and verify are gathered: they are worth a pass of their own, so they wait until half of the
+sequences have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sfi_agent.engine.decoder import DecodeMoves
+from sfi_agent.engine.requests import BlockStep, DenseStep, StepOutcome, StepRequest
+from sfi_agent.observe.trace import StepRecord
+
+__all__ = ["BatchDecoding"]
+
+_SLOW_SHARE = 4
+"""One sequence in so many may take a slow step at once, at least one."""
+
+Execute = Callable[[Sequence[StepRequest], int], list[StepOutcome]]
+
+
+class _Lane:
+    """One decoding and the request it waits with."""
+
+    def __init__(self, moves: DecodeMoves) -> None:
+        self.moves = moves
+        self.request: StepRequest | None = None
+        self.asked_at = 0
+
+    def advance(self, outcome: StepOutcome | None, tick: int) -> None:
+        """Go on to the next request; without one the decoding is over."""
+        self.request, self.asked_at = None, tick
+        try:
+            move = self.moves.send(outcome)
+            while isinstance(move, StepRecord):
+                move = self.moves.send(None)
+        except StopIteration:
+            return
+        self.request = move
+
+
+class BatchDecoding:
+    """Runs decodings to their ends, in the same steps where that pays.
+
+    Args:
+        decodings: From `Decoder.moves`, or a wrapper of it that keeps the records.
+        execute: `Runner.execute`; also told how many decodings are still under way.
+    """
+
+    def __init__(self, decodings: Sequence[DecodeMoves], execute: Execute) -> None:
+        self._lanes = [_Lane(moves) for moves in decodings]
+        self._execute = execute
+
+    def run(self) -> None:
+        """Decode everything. What one of them raises ends all, each between two of its steps."""
+        try:
+            tick = 0
+            for lane in self._lanes:
+                lane.advance(None, tick)
+            while live := [lane for lane in self._lanes if lane.request is not None]:
+                tick += 1
+                chosen = chosen_lanes(live)
+                requests = [lane.request for lane in chosen if lane.request is not None]
+                outcomes = self._execute(requests, len(live))
+                for lane, outcome in zip(chosen, outcomes, strict=True):
+                    lane.advance(outcome, tick)
+        finally:
+            for lane in self._lanes:
+                lane.moves.close()
+
+
+def chosen_lanes(live: Sequence[_Lane]) -> list[_Lane]:
+    """Those whose requests run now, in the order of the batch; at least one."""
+    blocks = [lane for lane in live if _is_block(lane.request)]
+    slow = [lane for lane in live if _is_staggered(lane.request)]
+    held: list[_Lane] = []
+    if 2 * len(blocks) < len(live):
+        held += blocks
+    most_slow = max(1, -(-len(live) // _SLOW_SHARE))
+    # The longest wait goes first; of equals the first of the batch.
+    held += sorted(slow, key=lambda lane: lane.asked_at)[most_slow:]
+    return [lane for lane in live if lane not in held] or list(live)
+
+
+def _is_staggered(request: StepRequest | None) -> bool:
+    """A slow step of one token; prefills and steps of mode dense are not held back."""
+    single = isinstance(request, DenseStep) and len(request.ids) == 1
+    return single and request.refresh is not None and request.interrupted is None
+
+
+def _is_block(request: StepRequest | None) -> bool:
+    if isinstance(request, DenseStep):
+        # Rectify processes a segment again; a prefill can be interrupted, a slow step cannot.
+        return len(request.ids) > 1 and request.interrupted is None
+    return isinstance(request, BlockStep)
