@@ -18,10 +18,12 @@ __all__ = [
     "Boundary",
     "BoundaryDetector",
     "Evidence",
+    "Ranking",
     "Selection",
     "Selector",
     "StepEvent",
     "TokenEvent",
+    "declared_ranking",
 ]
 
 DETECTOR_NEEDS = frozenset({"text", "entropy", "attention_drift"})
@@ -162,9 +164,35 @@ class Selection:
     counts: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A selector's promise that its choice is a ranking by attention mass, and nothing else.
+
+    The promise: chosen are the min(budget, candidates) candidates with the most attention mass,
+    summed over rows, of each KV head; a row's mass on a candidate is its softmax over the
+    candidates times 1 - rest_mass. Ties go to the lower position. Candidates among the last
+    min(prompt_tail_tokens, budget // 2) positions before `prompt_end` come before all others.
+
+    Attributes:
+        shared_by_heads: Whether mass is summed over all KV heads of the layer too, and every head
+            gets the same set.
+        prompt_tail_tokens: See above; 0 keeps nothing of the prompt, and so does evidence without
+            a prompt end.
+    """
+
+    shared_by_heads: bool = False
+    prompt_tail_tokens: int = 0
+
+
 @runtime_checkable
 class Selector(Protocol):
-    """Chooses, per layer and KV head, what the next fast steps may attend to."""
+    """Chooses, per layer and KV head, what the next fast steps may attend to.
+
+    A selector may have an attribute `ranking`, a `Ranking`, that says in data what it chooses. The
+    engine may then choose by fused kernels and not call `select`; where masses differ by no more
+    than rounding, it may choose another of them. A subclass with a `select` of its own inherits
+    no promise.
+    """
 
     @property
     def needs(self) -> frozenset[str]:
@@ -182,3 +210,17 @@ class Selector(Protocol):
             budget: Places per KV head, at least 1 and at most the number of candidates.
         """
         ...
+
+
+def declared_ranking(selector: Selector) -> Ranking | None:
+    """The `ranking` of a selector; None where it has none or `select` was overridden since."""
+    ranking: Ranking | None = getattr(selector, "ranking", None)
+    if ranking is None or "select" in getattr(selector, "__dict__", {}):
+        return None
+    for kind in type(selector).__mro__:
+        if "ranking" in vars(kind):
+            return ranking
+        if "select" in vars(kind):
+            break
+    # An attribute of the instance: of whichever class made it.
+    return ranking if "ranking" in getattr(selector, "__dict__", {}) else None

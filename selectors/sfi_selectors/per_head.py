@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfi_agent import Evidence, Selection, Settings
+from sfi_agent import Evidence, Ranking, Selection, Settings
 from sfi_selectors._evidence import head_log_mass
 from sfi_selectors._ranking import choose, ranking_keys
 
@@ -26,6 +26,7 @@ class PerHead:
     """
 
     needs: frozenset[str] = frozenset()
+    ranking = Ranking()
 
     def __init__(self, config: PerHeadConfig) -> None:
         self.config = config

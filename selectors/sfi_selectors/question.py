@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sfi_agent import Evidence, Selection, Settings
+from sfi_agent import Evidence, Ranking, Selection, Settings
 from sfi_selectors._evidence import head_log_mass
 from sfi_selectors._ranking import choose, ranking_keys
 
@@ -43,6 +43,10 @@ class Question:
 
     def __init__(self, config: QuestionConfig) -> None:
         self.config = config
+
+    @property
+    def ranking(self) -> Ranking:
+        return Ranking(prompt_tail_tokens=self.config.question_tokens)
 
     def select(self, evidence: Evidence, budget: int) -> Selection:
         """Choose exactly min(budget, candidates) positions per KV head.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfi_agent import Evidence, Selection, Settings
+from sfi_agent import Evidence, Ranking, Selection, Settings
 from sfi_selectors._evidence import log_sum_rows, row_log_mass
 from sfi_selectors._ranking import choose, ranking_keys
 
@@ -25,6 +25,7 @@ class TopK:
     """
 
     needs: frozenset[str] = frozenset()
+    ranking = Ranking(shared_by_heads=True)
 
     def __init__(self, config: TopKConfig) -> None:
         self.config = config

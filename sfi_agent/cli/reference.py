@@ -29,7 +29,7 @@ from sfi_agent.problems import describe_allowed, field_schema
 __all__ = ["PAGES", "main", "regenerated"]
 
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_EVENTS = ("StepEvent", "TokenEvent", "Boundary", "Evidence", "Selection")
+_EVENTS = ("StepEvent", "TokenEvent", "Boundary", "Evidence", "Selection", "Ranking")
 
 
 def regenerated(page: str) -> str:

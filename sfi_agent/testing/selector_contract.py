@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sfi_agent.protocols import SELECTOR_NEEDS, Evidence, Selection, Selector
 from sfi_agent.testing.evidence import make_evidence
 from sfi_agent.testing.operator_contract import check_operators, check_other_device, require
+from sfi_agent.testing.ranking_contract import check_ranking
 
 __all__ = ["check_selector"]
 
@@ -31,7 +32,8 @@ def check_selector(selector: Selector, *, fills_budget: bool = True) -> None:
     candidates; masked rows, equal logits, extreme logits) and asks for several budgets. Checked:
     shapes, dtypes, ascending distinct positions within the candidates, -1 after `counts`, evidence
     left unchanged, equal answers to equal questions, independence of batch mates and of memory
-    layout, no host synchronisation, no loop over heads, results on the evidence's device.
+    layout, no host synchronisation, no loop over heads, results on the evidence's device, and, of
+    a selector with a `ranking`, that it chooses what that says.
     The selector gets key norms only if its `needs` ask for them.
 
     Args:
@@ -51,6 +53,7 @@ def check_selector(selector: Selector, *, fills_budget: bool = True) -> None:
     _check_memory_layout(selector, with_norms)
     check_operators(selector, with_norms)
     check_other_device(selector, with_norms)
+    check_ranking(selector, with_norms)
 
 
 def _check_object(selector: Selector) -> None:

@@ -7,28 +7,35 @@ before every launch, and so is everything that a kernel must not read.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.kernels import scratch as scratch_module
 from sfi_agent.engine.kernels import selection
 from sfi_agent.engine.kernels.attention import attend, launch_attend
+from sfi_agent.engine.kernels.flush import flush
 from sfi_agent.engine.kernels.gather import gather
+from sfi_agent.engine.kernels.masks import active_rows
 from sfi_agent.engine.kernels.options import AttentionOptions, EvidenceBuffers
 from sfi_agent.engine.kernels.plans import AttentionPlan, device_limits, plan_attention
 from sfi_agent.engine.kernels.reference import (
     ReferenceCall,
     candidate_range,
     reference_attend,
+    reference_flush,
     reference_gather,
     reference_select,
 )
-from sfi_agent.engine.kernels.selection import SelectionScratch, rank
+from sfi_agent.engine.kernels.scratch import SelectionScratch
+from sfi_agent.engine.kernels.selection import rank
 from sfi_agent.engine.kernels.tables import ExtentPlace, ExtentTable, LayerExtents
+from tests.test_engine.fused_cases import check_fused_selection
 
 NAN = float("nan")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -103,6 +110,7 @@ class AttentionCase:
     plan: AttentionPlan
     with_values: bool
     evidence_dtype: torch.dtype
+    evidence_capacity: int = 400
 
 
 def attention_case(seed: int, device: torch.device) -> AttentionCase:
@@ -163,16 +171,59 @@ def _any_plan(choose: random.Random, key_dim: int) -> AttentionPlan:
     )
 
 
-def check_attention(seed: int, device: torch.device) -> None:
+def refresh_case(seed: int, device: torch.device) -> AttentionCase:
+    """What a refresh asks of attention: evidence in a batch of which some rows are not slow.
+
+    Either an evidence-only pass over finished histories, or a step of slow and fast rows together,
+    the fast ones over memories that begin behind slot 0 and may have more slots than evidence has
+    places. Some rows are not used at all.
+    """
+    choose = random.Random(seed)
+    case = attention_case(choose.randrange(1000), device)
+    batch, own_tokens = case.query.shape[0], choose.random() < 0.5
+    table, ends, starts = ExtentTable(1, batch, 3, device), case.ends.tolist(), case.starts * 0
+    longest = 0
+    for sequence, places in enumerate(case.layer.places):
+        kind = choose.choice(["slow", "fast", "unused"])
+        if kind == "unused":
+            ends[sequence] = 0
+        else:
+            table.place(0, sequence, places)
+        if kind == "fast":
+            starts[sequence] = choose.randint(0, ends[sequence])
+        else:
+            longest = max(longest, ends[sequence])
+    table.upload()
+    queries = case.query.shape[1] if own_tokens else 1
+    call = replace(
+        case.call, window=0, evidence_queries=1, append=own_tokens, own_tokens=own_tokens
+    )
+    return replace(
+        case,
+        query=case.query[:, :queries].contiguous(),
+        new_keys=case.new_keys[:, :queries].contiguous(),
+        new_values=case.new_values[:, :queries].contiguous(),
+        layer=table.layer(0),
+        starts=starts,
+        ends=torch.tensor(ends, device=device),
+        call=call,
+        with_values=own_tokens,
+        evidence_capacity=longest + 17,
+    )
+
+
+def check_attention(case: AttentionCase) -> None:
     """One launch with poisoned outputs equals the reference, buffers and evidence included."""
-    case = attention_case(seed, device)
+    device = case.query.device
     call, kv_heads = case.call, case.new_keys.shape[2]
     batch, queries, query_heads, _ = case.query.shape
     out = torch.full((batch, queries, query_heads, case.new_values.shape[-1]), NAN, device=device)
     out = out.to(case.query.dtype)
     lse = torch.full((batch, query_heads, queries), NAN, device=device)
     rows = call.evidence_queries * query_heads // kv_heads
-    logits = torch.full((batch, kv_heads, rows, 400), NAN, device=device).to(case.evidence_dtype)
+    logits = torch.full((batch, kv_heads, rows, case.evidence_capacity), NAN, device=device).to(
+        case.evidence_dtype
+    )
     rest_mass = torch.full((batch, kv_heads, rows), NAN, device=device)
     counters = torch.zeros(1024, dtype=torch.int32, device=device)
     places = copy_places(case.layer)
@@ -188,6 +239,10 @@ def check_attention(seed: int, device: torch.device) -> None:
         call.sink_tokens, call.recent_tokens, call.evidence_queries, case.plan,
     )  # fmt: skip
     assert not counters.any(), "counters must be ready for the next launch"
+    # The reference notes -inf where a head sees nothing yet, the kernel nothing.
+    unseen = torch.arange(case.evidence_capacity, device=device) < case.starts[..., None, None]
+    assert (logits.isnan() | ~unseen).all(), "evidence of what a head does not see"
+    expected_logits.masked_fill_(unseen, NAN)
     tolerance = TOLERANCE[case.query.dtype]
     if case.with_values:
         torch.testing.assert_close(out.float(), expected.float(), rtol=tolerance, atol=tolerance)
@@ -213,8 +268,17 @@ def random_logits(choose: random.Random, shape: tuple[int, ...], device: torch.d
     return logits
 
 
+def random_mask(choose: random.Random, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """What is active: a mask of either dtype."""
+    mask = torch.rand(shape, device=device) < 0.6
+    return mask if choose.random() < 0.5 else mask.long() * 7
+
+
 def check_selection(seed: int, device: torch.device, capacities: list[int]) -> None:
-    """Ranking is near float64, selection is exactly that of the ranked keys, gather of those."""
+    """Ranking is near float64, selection is exactly that of the ranked keys, gather of those.
+
+    What is not active stays as it was, and kept candidates rank first.
+    """
     choose = random.Random(seed)
     torch.manual_seed(seed)
     layers, batch, heads = (choose.choice([1, 2, 3]) for _ in range(3))
@@ -233,32 +297,53 @@ def check_selection(seed: int, device: torch.device, capacities: list[int]) -> N
     for sequence, length in enumerate(lengths):
         place = (slice(None), sequence, ..., slice(*candidate_range(length, sink, recent)))
         logits[place] = values[place]
+    active = random_mask(choose, (layers, batch), device) if choose.random() < 0.7 else None
+    kept_first = torch.tensor([choose.randint(-5, length) for length in lengths], device=device)
+    kept_stop = kept_first + choose.choice([0, 3, 50])
+    kept = {"kept_first": kept_first, "kept_stop": kept_stop} if choose.random() < 0.5 else {}
+    before = scratch.keys.clone()
     if choose.random() < 0.5:
-        rank(logits, lse, tokens, scratch, sink, recent)
+        rank(logits, lse, tokens, scratch, sink, recent, active=active, **kept)
     else:
         for layer in range(layers):
-            rank(logits[layer], lse[layer], tokens, scratch.layer(layer), sink, recent)
+            rank(
+                logits[layer], lse[layer], tokens, scratch.layer(layer), sink, recent,
+                active=None if active is None else active[layer], **kept,
+            )  # fmt: skip
     keys = scratch.keys.clone()
     positions = torch.full((layers, batch, heads, budget), -99, device=device)
     counts = torch.full((layers, batch, heads), -99, device=device)
-    selection.launch_select(
-        positions, counts, scratch.keys, scratch.peaks, scratch.indices, tokens, budget, sink,
-        recent, scratch.peak_tokens,
-    )  # fmt: skip
-    for sequence, length in enumerate(lengths):
-        first, last = candidate_range(length, sink, recent)
-        ranked = keys[:, sequence, :, first:last]
+    selection.select(scratch, tokens, budget, sink, recent, active=active, out=(positions, counts))
+    exact = (values - lse[..., None]).double().logsumexp(-2)
+    for layer, sequence in itertools.product(range(layers), range(batch)):
+        row = (layer, sequence)
+        if active is not None and not active[row]:
+            assert torch.equal(keys[row], before[row]), "ranked though not active"
+            assert torch.equal(scratch.keys[row], before[row]), "selected though not active"
+            assert (positions[row] == -99).all() and (counts[row] == -99).all()
+            continue
+        first, last = candidate_range(lengths[sequence], sink, recent)
+        ranked = keys[row][:, first:last]
         scores = (ranked ^ ((ranked >> 31) & 0x7FFFFFFF)).view(torch.float32)
-        exact = (values - lse[..., None]).double().logsumexp(-2)[:, sequence, :, first:last]
-        torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
-        found, number = reference_select(keys[:, sequence].flatten(0, 1), first, last, budget)
-        assert torch.equal(positions[:, sequence].flatten(0, 1), found)
-        assert torch.equal(counts[:, sequence].flatten(), number)
-    _check_gather(choose, positions, counts, tokens, sink, recent)
+        wanted = exact[row]
+        if kept:
+            bounds = (max(0, int(end[sequence])) for end in (kept_first, kept_stop))
+            wanted[:, slice(*bounds)] = float("inf")
+        torch.testing.assert_close(scores.double(), wanted[:, first:last], rtol=1e-5, atol=1e-5)
+        found, number = reference_select(keys[row], first, last, budget)
+        assert torch.equal(positions[row], found)
+        assert torch.equal(counts[row], number)
+    _check_gather(choose, positions, counts, tokens, sink, recent, active)
 
 
 def _check_gather(
-    choose: random.Random, positions: Tensor, counts: Tensor, tokens: Tensor, sink: int, recent: int
+    choose: random.Random,
+    positions: Tensor,
+    counts: Tensor,
+    tokens: Tensor,
+    sink: int,
+    recent: int,
+    active: Tensor | None,
 ) -> None:
     layers, batch, heads, budget = positions.shape
     device, dtype = positions.device, choose.choice(dtypes(positions.device))
@@ -271,6 +356,9 @@ def _check_gather(
     capacity = budget + choose.choice([0, 7])
     for layer in range(layers):
         for sequence, length in enumerate(tokens.tolist()):
+            # Some row has to be there, to say what all are like.
+            if active is not None and not active[layer, sequence] and (layer or sequence):
+                continue
             places = extents_of(choose, length, extents, heads, dims, dtype, device, 2)
             history.place(layer, sequence, places)
             slots = capacity + sink + recent + 9
@@ -282,18 +370,56 @@ def _check_gather(
     memory.upload()
     starts = torch.full_like(counts, -5)
     expected = [copy_places(memory.layer(layer)) for layer in range(layers)]
+    expected_starts = starts.clone()
     gather(
-        history, memory, positions, counts, tokens, starts,
+        history, memory, positions, counts, tokens, starts, active,
         selected_capacity=capacity, sink_tokens=sink, recent_tokens=recent,
     )  # fmt: skip
-    assert torch.equal(starts, capacity - counts)
+    for layer, sequence in active_rows(active, layers, batch):
+        reference_gather(
+            history.layer(layer).places[sequence], expected[layer][sequence][0],
+            positions[layer, sequence], counts[layer, sequence], int(tokens[sequence]), capacity,
+            sink, recent,
+        )  # fmt: skip
+        expected_starts[layer, sequence] = capacity - counts[layer, sequence]
+    assert torch.equal(starts, expected_starts)
     for layer in range(layers):
-        for sequence, length in enumerate(tokens.tolist()):
-            reference_gather(
-                history.layer(layer).places[sequence], expected[layer][sequence][0],
-                positions[layer, sequence], counts[layer, sequence], length, capacity, sink, recent,
-            )  # fmt: skip
         assert_same_buffers(memory.layer(layer).places, expected[layer])
+
+
+def check_flush(seed: int, device: torch.device) -> None:
+    """Segments land behind their histories, and nothing else changes."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    layers, batch, heads = (choose.choice([1, 2, 3]) for _ in range(3))
+    dtype, extents = choose.choice(dtypes(device)), choose.choice([1, 2, 3])
+    dims = choose.choice([64, 80, 128]), choose.choice([64, 96])
+    bounds = [
+        (choose.randint(0, 20), choose.choice([0, 1, 5, 33, 70]), choose.choice([0, 1, 9, 130]))
+        for _ in range(batch)
+    ]
+    memory = ExtentTable(layers, batch, 1, device)
+    history = ExtentTable(layers, batch, extents, device)
+    active = random_mask(choose, (layers, batch), device) if choose.random() < 0.7 else None
+    for layer, sequence in itertools.product(range(layers), range(batch)):
+        if active is not None and not active[layer, sequence] and (layer or sequence):
+            continue
+        first, count, length = bounds[sequence]
+        places = extents_of(choose, length, extents, heads, dims, dtype, device, count + 2)
+        history.place(layer, sequence, places)
+        slots = extents_of(choose, first + count, 1, heads, dims, dtype, device, 3)
+        memory.place(layer, sequence, slots)
+    history.upload()
+    memory.upload()
+    expected = [copy_places(history.layer(layer)) for layer in range(layers)]
+    starts, tokens, lengths = torch.tensor(bounds, device=device).T.contiguous()
+    most = choose.choice([1, 33, 70])
+    flush(memory, history, starts, tokens, lengths, active, most_tokens=most)
+    for layer, sequence in active_rows(active, layers, batch):
+        source = memory.layer(layer).places[sequence][0]
+        reference_flush(source, expected[layer][sequence], *bounds[sequence])
+    for layer in range(layers):
+        assert_same_buffers(history.layer(layer).places, expected[layer])
 
 
 def check_compiled(device: torch.device, backend: str) -> None:
@@ -357,12 +483,16 @@ def main(count: int) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     # Small tiles, so that short inputs take every loop more than once.
-    selection._CAPACITY_STEP, selection._RANK_TILE, selection._MOST_PEAKS = 64, 64, 64
-    selection._SHORTEN_TILE, selection._LIST = 128, 64
+    scratch_module._CAPACITY_STEP, scratch_module._MOST_PEAKS = 64, 64
+    selection._RANK_TILE, selection._SHORTEN_TILE, selection._LIST = 64, 128, 64
     for seed in range(count):
-        check_attention(seed, cpu)
+        check_attention(attention_case(seed, cpu))
         if seed % 4 == 0:
             check_selection(seed, cpu, [100, 300])
+            check_fused_selection(seed, cpu, [80, 200])
+        if seed % 4 == 1:
+            check_attention(refresh_case(seed, cpu))
+            check_flush(seed, cpu)
     check_compiled(cpu, "aot_eager")
     print("checked", count)
 

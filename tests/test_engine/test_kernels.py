@@ -33,6 +33,7 @@ from sfi_agent.engine.kernels import (
     attend,
     availability,
     device_limits,
+    flush,
     gather,
     kernel_problem,
     merge_parts,
@@ -41,10 +42,13 @@ from sfi_agent.engine.kernels import (
     select,
     uses_kernels,
 )
+from sfi_agent.engine.kernels.masks import active_rows, mask_bytes
 from sfi_agent.engine.kernels.reference import reference_select
 from sfi_agent.engine.kernels.tables import FAR_POSITION
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 from sfi_agent.plugins import build_selector
+from tests.test_engine import kernel_cases
+from tests.test_engine.fused_cases import check_fused_selection
 
 CPU = torch.device("cpu")
 HAS_TRITON = find_spec("triton") is not None
@@ -307,7 +311,95 @@ def test_gather_fills_a_memory_as_a_refresh_does() -> None:
         assert torch.equal(place.values[head, visible], expected.values[head, visible])
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_fused_selection_chooses_what_selectors_choose(seed: int) -> None:
+    """`per_head`, `top_k` and `question` themselves are the judges, ties included."""
+    check_fused_selection(seed, CPU, [40, 200])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_not_active_is_left_alone(seed: int) -> None:
+    kernel_cases.check_selection(seed, CPU, [100, 300])
+    kernel_cases.check_flush(seed, CPU)
+
+
+def test_a_mask_is_of_layers_and_sequences() -> None:
+    scratch = SelectionScratch((2, 3, 4), 64, CPU)
+    for mask in (torch.ones(3, 2).bool(), torch.ones(2, 3).float(), torch.ones(3, 2).bool().T):
+        with pytest.raises(AssertionError, match="mask"):
+            mask_bytes(mask, scratch.shape[:-1], scratch.keys)
+    wanted = torch.tensor([[True, False, False], [False, True, True]])
+    assert mask_bytes(wanted, (2, 3), scratch.keys).dtype is torch.uint8
+    assert mask_bytes(None, (2, 3), scratch.keys) is scratch.keys
+    assert list(active_rows(wanted, 2, 3)) == [(0, 0), (1, 1), (1, 2)]
+    assert len(list(active_rows(None, 2, 3))) == 6
+
+
+def test_flush_appends_a_segment_as_the_engine_does() -> None:
+    """Fast tokens of a memory, appended to a history by the engine, are the judge."""
+    heads, dim = 2, 16
+    history, layout = LayerHistory(reserve_tokens=40), MemoryLayout(3, 6, 5, CPU)
+    history.append(draw(0, heads, 20, dim), draw(1, heads, 20, dim))
+    plan = layout.plan(20)
+    layout.begin_segment(plan, 8)
+    memory = LayerMemory(layout)
+    none = torch.zeros(heads, dtype=torch.int64)
+    memory.refresh(history, plan, none[:, None][:, :0], none)
+    for step in range(4):
+        memory.append(draw(2 + step, heads, 1, dim), draw(9 + step, heads, 1, dim))
+        layout.advance(1)
+    buffer = history.extents[-1].buffer
+    copies = buffer.keys.clone(), buffer.values.clone()
+    sources, targets = ExtentTable(1, 1, 1, CPU), ExtentTable(1, 1, 1, CPU)
+    sources.place(0, 0, [ExtentPlace(memory.keys, memory.values)])
+    targets.place(0, 0, [ExtentPlace(*copies)])
+    numbers = (torch.tensor([layout.segment_start]), torch.tensor([4]), torch.tensor([20]))
+    flush(sources, targets, *numbers, most_tokens=8)
+    history.append(*memory.segment(4))
+    for got, expected in zip(copies, (buffer.keys, buffer.values), strict=True):
+        assert torch.equal(got[:, :24], expected[:, :24])
+
+
+def test_scratch_says_what_it_takes_and_grows_by_a_quarter() -> None:
+    scratch = SelectionScratch((2, 3), 4000, CPU)
+    tensors = (scratch.keys, scratch.indices, scratch.peaks)
+    assert scratch.bytes == sum(tensor.nbytes for tensor in tensors)
+    assert scratch.bytes == SelectionScratch.bytes_for((2, 3), 4000) == 6 * 4096 * 12
+    assert not scratch.grow(4096) and scratch.keys is tensors[0]
+    assert scratch.grow(4097) and scratch.capacity == 5120 and scratch.shape == (2, 3)
+    assert scratch.grow(131_072) and scratch.peak_tokens == 8
+    assert scratch.bytes == 6 * 1_114_112 == SelectionScratch.bytes_for((2, 3), 131_072)
+
+
 # ---------------------------------------------------------------- tables and plans
+
+
+def test_a_row_that_is_not_used_sees_its_own_tokens_and_keeps_none() -> None:
+    table = one_sequence(0, 10, 2, [])
+    place = table.layer(0).places[0][0]
+    both = ExtentTable(1, 2, 1, CPU)
+    both.place(0, 0, [place])
+    both.place(0, 1, [place])
+    both.clear(0, 1)
+    both.upload()
+    assert (both.fields[0, 1, :, -1] == FAR_POSITION).all() and both.any_place is place
+    assert both.layer(0).kv_heads == 2
+    query, new = draw(1, 2, 1, 4, 16), draw(2, 2, 1, 2, 16)
+    before = place.keys.clone()
+    for length in (0, 7):
+        out, _ = attend(
+            query,
+            new,
+            new,
+            both.layer(0),
+            torch.zeros(2, 2, dtype=torch.int64),
+            torch.tensor([10, length]),
+            NO_COUNTERS,
+            ANY_PLAN,
+            AttentionOptions(0.2),
+        )
+        torch.testing.assert_close(out[1, 0], new[1, 0].repeat_interleave(2, dim=0))
+    assert torch.equal(place.keys[:, :10], before[:, :10])
 
 
 def test_a_table_holds_addresses_and_a_sentinel() -> None:
@@ -416,6 +508,13 @@ def test_operations_have_shapes_without_data() -> None:
         positions, counts = torch.ops.sfi_agent.select(keys, keys, keys, numbers[:, 0], 17, 0, 0, 1)
         assert positions.shape == (5, 3, 4, 17) and positions.dtype is torch.int64
         assert counts.shape == (5, 3, 4) and counts.dtype is torch.int64
+        operations = torch.ops.sfi_agent
+        operations.select_into(
+            positions, counts, keys, keys.clone(), keys.clone(), numbers[:, 0], 17, 0, 0, 1
+        )
+        tables = numbers.new_empty(5, 3, 2, 5)
+        columns = (numbers[:, 0],) * 3
+        operations.flush(query, tables, tables.clone(), *columns, None, 9, 4, 64, 64)
 
 
 def test_limits_of_a_cpu_are_those_of_a_small_device() -> None:

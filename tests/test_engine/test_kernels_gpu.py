@@ -16,13 +16,17 @@ from sfi_agent.engine.kernels import (
     plan_attention,
 )
 from sfi_agent.engine.kernels.reference import ReferenceCall, reference_attend
+from tests.test_engine.fused_cases import check_fused_selection
 from tests.test_engine.kernel_cases import (
+    attention_case,
     check_attention,
     check_compiled,
+    check_flush,
     check_selection,
     copy_places,
     draw,
     extents_of,
+    refresh_case,
 )
 
 pytestmark = [
@@ -38,7 +42,22 @@ def test_this_device_has_kernels() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_attention_equals_the_reference(seed: int) -> None:
-    check_attention(seed, DEVICE)
+    check_attention(attention_case(seed, DEVICE))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_attention_of_a_refresh_equals_the_reference(seed: int) -> None:
+    check_attention(refresh_case(seed, DEVICE))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fused_selection_chooses_what_selectors_choose(seed: int) -> None:
+    check_fused_selection(seed, DEVICE, [300, 5_000, 40_000])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flush_equals_the_reference(seed: int) -> None:
+    check_flush(seed, DEVICE)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -14,10 +14,10 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTA
 
 
 def test_the_page_has_code() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["selector", "evidence", "contract"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["selector", "evidence", "contract", "ranking"])
 def test_code_blocks_run_on_their_own(block: str) -> None:
     exec(compile(block, "docs/writing_a_selector.md", "exec"), {"__name__": "docs_block"})
 

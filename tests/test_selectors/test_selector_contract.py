@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sfi_agent import Evidence, InputError, Selection
+from sfi_agent import Evidence, InputError, Ranking, Selection, build_selector
+from sfi_agent.protocols import declared_ranking
 from sfi_agent.testing import check_selector, make_evidence
-from sfi_selectors import PerHead, PerHeadConfig
+from sfi_selectors import PerHead, PerHeadConfig, TopK, TopKConfig
 
 Choose = Callable[[Evidence, int], Selection]
 
@@ -193,6 +195,84 @@ def test_unknown_needs_and_other_objects_are_refused() -> None:
 
 def test_fewer_places_are_fine_when_announced() -> None:
     check_selector(Wrapped(half_empty), fills_budget=False)
+
+
+class Promising(Wrapped):
+    """A selector made of a function, with a ranking that may or may not be true of it."""
+
+    def __init__(self, choose: Choose, ranking: Ranking) -> None:
+        super().__init__(choose)
+        self.ranking = ranking
+
+
+def shared(evidence: Evidence, budget: int) -> Selection:
+    return TopK(TopKConfig()).select(evidence, budget)
+
+
+def high_ties(evidence: Evidence, budget: int) -> Selection:
+    """As `per_head`, with ties to the higher position."""
+    flipped = replace(evidence, logits=evidence.logits.flip(-1), prompt_end=None)
+    right, last = good(flipped, budget), evidence.logits.shape[-1] - 1
+    mirrored = (2 * evidence.candidate_start + last - right.positions).flip(-1)
+    return Selection(mirrored, right.counts)
+
+
+def without_rest(evidence: Evidence, budget: int) -> Selection:
+    return good(replace(evidence, rest_mass=evidence.rest_mass * 0.0), budget)
+
+
+UNTRUE: list[tuple[Choose, Ranking, str]] = [
+    (good, Ranking(shared_by_heads=True), "less mass than one it left"),
+    (shared, Ranking(), "less mass than one it left"),
+    (good, Ranking(prompt_tail_tokens=5), "less mass than one it left"),
+    (without_rest, Ranking(), "less mass than one it left"),
+    (high_ties, Ranking(), "a tie to the higher position"),
+    (half_empty, Ranking(), "fills its budget"),
+    (good, Ranking(prompt_tail_tokens=-1), "at least 0 tokens"),
+]
+
+
+@pytest.mark.parametrize(("choose", "ranking", "message"), UNTRUE)
+def test_a_ranking_that_is_not_true_is_caught(
+    choose: Choose, ranking: Ranking, message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_selector(Promising(choose, ranking), fills_budget=False)
+
+
+def test_a_ranking_that_is_true_passes() -> None:
+    check_selector(Promising(good, Ranking()))
+    check_selector(Promising(shared, Ranking(shared_by_heads=True)))
+
+
+def test_which_selectors_declare_a_ranking() -> None:
+    names = ["per_head", "top_k", "question", "span", "window", "cumulative_mass", "random"]
+    declared = {name: declared_ranking(build_selector({"name": name})) for name in names}
+    assert {name: ranking for name, ranking in declared.items() if ranking is not None} == {
+        "per_head": Ranking(),
+        "top_k": Ranking(shared_by_heads=True),
+        "question": Ranking(prompt_tail_tokens=64),
+    }
+
+
+def test_a_select_of_its_own_inherits_no_ranking() -> None:
+    class Other(PerHead):
+        def select(self, evidence: Evidence, budget: int) -> Selection:
+            return half_empty(evidence, budget)
+
+    class Same(PerHead):
+        pass
+
+    class Declared(Other):
+        ranking = Ranking()
+
+    kinds: list[type[PerHead]] = [Other, Same, Declared]
+    found = [declared_ranking(kind(PerHeadConfig())) for kind in kinds]
+    assert found == [None, Ranking(), Ranking()]
+    watched = PerHead(PerHeadConfig())
+    watched.select = good  # type: ignore[method-assign]
+    assert declared_ranking(watched) is None
+    assert declared_ranking(Promising(good, Ranking())) == Ranking()
 
 
 def test_evidence_is_reproducible_and_its_arguments_are_checked() -> None:

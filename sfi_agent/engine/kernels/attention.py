@@ -217,6 +217,7 @@ def launch_attend(
     kept = min(plan.block_rows, _power_of_two(queries * group))
     assert counters.numel() >= pairs * row_blocks, "too few counters"
     assert starts.shape == (batch, kv_heads) and ends.shape == (batch,)
+    assert evidence is None or evidence.flatten(0, -2).stride(0) == evidence.stride(-2)
     shares = pairs * row_blocks * plan.splits * kept if plan.splits > 1 else 0
     partial = lse.new_empty(shares * value_dim if with_values else 0)
     partial_lse, partial_rest = lse.new_empty(2, shares)

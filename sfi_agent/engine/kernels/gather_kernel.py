@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sfi_agent.engine.kernels.copy_kernel import copy_rows, head_pointers
 from sfi_agent.engine.kernels.tile_kernel import TABLE_FIELDS
 
 __all__ = ["gather_kernel"]
@@ -28,26 +29,20 @@ def _source_positions(
     return tl.where(is_recent, recent, source)
 
 
-@triton.jit
-def _copy_rows(
-    source, target, source_row, target_row, wanted, DIM: tl.constexpr, BLOCK: tl.constexpr
-):
-    column = tl.arange(0, BLOCK)
-    mask = wanted[:, None] & (column < DIM)[None, :]
-    rows = tl.load(source + source_row[:, None] * DIM + column[None, :], mask=mask, other=0.0)
-    tl.store(target + target_row[:, None] * DIM + column[None, :], rows, mask=mask)
-
-
-@triton.jit
+# Rows of larger tensors may begin anywhere; one compiled kernel serves them all.
+@triton.jit(do_not_specialize_on_alignment=["tokens", "active"])
 def gather_kernel(
-    like, history, memory, positions, counts, tokens, starts, budget, sequences, kv_heads,
+    like, history, memory, positions, counts, tokens, starts, active, budget, sequences, kv_heads,
     capacity, sink_tokens, recent_tokens,
     KEY_DIM: tl.constexpr, KEY_BLOCK: tl.constexpr, VALUE_DIM: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr, EXTENTS: tl.constexpr, SLOTS: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr, EXTENTS: tl.constexpr, SLOTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """See `gather.gather`. Grid: (blocks of slots, layers x batch x KV heads)."""
     block, pair = tl.program_id(0), tl.program_id(1)
     row, head = pair // kv_heads, pair % kv_heads
+    if MASKED:
+        if tl.load(active + row) == 0:
+            return
     total = tl.load(tokens + row % sequences).to(tl.int32)
     sink = tl.minimum(sink_tokens, total)
     recent_start = tl.maximum(sink, total - recent_tokens)
@@ -60,20 +55,12 @@ def gather_kernel(
         positions + pair.to(tl.int64) * budget, count, place, capacity, sink, recent_start, total,
         SENTINEL,
     )  # fmt: skip
-    pointer = like.dtype
-    field = memory + row * 2 * TABLE_FIELDS
-    to_keys = tl.multiple_of(tl.load(field).to(pointer), 16)
-    to_keys += head * tl.multiple_of(tl.load(field + 2), 8)
-    to_values = tl.multiple_of(tl.load(field + 1).to(pointer), 16)
-    to_values += head * tl.multiple_of(tl.load(field + 3), 8)
+    to_keys, to_values = head_pointers(memory + row * 2 * TABLE_FIELDS, head, like.dtype)
     for extent in range(EXTENTS):
         field = history + (row * (EXTENTS + 1) + extent) * TABLE_FIELDS
         first = tl.load(field + 4).to(tl.int32)
         stop = tl.load(field + 4 + TABLE_FIELDS).to(tl.int32)
         wanted = (source >= first) & (source < stop) & (source < total)
-        keys = tl.multiple_of(tl.load(field).to(pointer), 16)
-        keys += head * tl.multiple_of(tl.load(field + 2), 8)
-        values = tl.multiple_of(tl.load(field + 1).to(pointer), 16)
-        values += head * tl.multiple_of(tl.load(field + 3), 8)
-        _copy_rows(keys, to_keys, source - first, place, wanted, KEY_DIM, KEY_BLOCK)
-        _copy_rows(values, to_values, source - first, place, wanted, VALUE_DIM, VALUE_BLOCK)
+        keys, values = head_pointers(field, head, like.dtype)
+        copy_rows(keys, to_keys, source - first, place, wanted, KEY_DIM, KEY_BLOCK)
+        copy_rows(values, to_values, source - first, place, wanted, VALUE_DIM, VALUE_BLOCK)

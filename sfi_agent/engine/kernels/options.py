@@ -15,7 +15,8 @@ class EvidenceBuffers:
 
     Attributes:
         logits: `[batch, kv_heads, rows, capacity]`, one row per asked query and head of the group,
-            query-major; column p is absolute position p. Only candidates are written. float32 is
+            query-major; column p is absolute position p. Only candidates are written, and none
+            behind the capacity. float32 is
             what selectors are promised; float16 halves the scratch (the step is not faster) and
             keeps logits of up to 16 nats to 0.004, which serves `selection.rank`.
         rest_mass: `[batch, kv_heads, rows]` float32, each row's attention mass outside the

@@ -17,6 +17,7 @@ __all__ = [
     "ReferenceCall",
     "candidate_range",
     "reference_attend",
+    "reference_flush",
     "reference_gather",
     "reference_rank",
     "reference_select",
@@ -54,8 +55,11 @@ def reference_attend(
     lse = query.new_empty(batch, query_heads, queries, dtype=torch.float32)
     for sequence, end in enumerate(ends.tolist()):
         own = (new_keys[sequence].transpose(0, 1), new_values[sequence].transpose(0, 1))
-        keys, values = _tokens(places[sequence], end, own if call.own_tokens else None)
-        if call.append:
+        # A row that is not used has no tokens, whatever its length.
+        end = end if places[sequence] else 0
+        seen = queries if call.own_tokens else 0
+        keys, values = _tokens(places[sequence], end, (own[0][:, :seen], own[1][:, :seen]))
+        if call.append and places[sequence]:
             _append(places[sequence], end, *own)
         logits = _logits(query[sequence], keys, call)
         visible = _visible(queries, keys.shape[1], end, starts[sequence], call)
@@ -124,7 +128,9 @@ def _note_evidence(
     tokens = logits.shape[-1]
     first, last = candidate_range(tokens, call.sink_tokens, call.recent_tokens)
     asked = logits[:, :, -call.evidence_queries :].transpose(1, 2).flatten(1, 2)
-    evidence[..., first:last] = asked[..., first:last]
+    # Fast rows of a batch may have more slots than evidence has places; nobody reads theirs.
+    place = slice(first, min(last, evidence.shape[-1]))
+    evidence[..., place] = asked[..., place]
     share = weights[:, :, -call.evidence_queries :].transpose(1, 2).flatten(1, 2)
     rest_mass.copy_(share[..., :first].sum(-1) + share[..., last:].sum(-1))
 
@@ -135,18 +141,27 @@ def candidate_range(tokens: int, sink_tokens: int, recent_tokens: int) -> tuple[
     return first, max(first, tokens - recent_tokens)
 
 
-def reference_rank(logits: Tensor, lse: Tensor) -> Tensor:
+def reference_rank(logits: Tensor, lse: Tensor, kept: Sequence[int] = (0, 0)) -> Tensor:
     """Ranking keys of candidates, higher is better.
 
     Args:
         logits: `[..., rows, candidates]` float32.
         lse: `[..., rows]` float32, log-sum-exps over everything a row saw.
+        kept: First candidate that ranks above all others, and the one behind the last; may lie
+            outside the candidates.
 
     Returns:
         `[..., candidates]` int32, ordered like the log of the attention mass summed over rows.
     """
-    mass = (logits - lse[..., None]).logsumexp(dim=-2)
+    share = logits.float() - lse[..., None]
+    peak = share.amax(dim=-2, keepdim=True)
+    peak = torch.where(peak > -torch.inf, peak, 0.0)
+    # Row after row: a library's sum may add some columns in another order than others, and then
+    # candidates with the same evidence would not tie.
+    weights = (share - peak).exp_().unbind(dim=-2)
+    mass = sum(weights[1:], start=weights[0]).log() + peak.squeeze(-2)
     mass = torch.where(mass == 0.0, 0.0, mass)
+    mass[..., max(0, kept[0]) : max(0, kept[1])] = float("inf")
     bits = mass.view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -187,3 +202,15 @@ def reference_gather(
         target = slice(capacity - count, capacity + len(common))
         memory.keys[head, target] = keys[head, source]
         memory.values[head, target] = values[head, source]
+
+
+def reference_flush(
+    memory: ExtentPlace,
+    places: Sequence[ExtentPlace],
+    segment_start: int,
+    segment_tokens: int,
+    history_tokens: int,
+) -> None:
+    """See `flush.flush`, for one layer of one sequence."""
+    segment = slice(segment_start, segment_start + segment_tokens)
+    _append(places, history_tokens, memory.keys[:, segment], memory.values[:, segment])

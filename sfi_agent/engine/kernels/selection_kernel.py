@@ -18,6 +18,8 @@ __all__ = ["rank_kernel", "select_kernel"]
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST_KEY = tl.constexpr(-(2**31))
 HIGHEST_BIT = tl.constexpr(2**31)
+KEPT_KEY = tl.constexpr(0x7F800000)
+"""The bits of infinity, above all finite masses."""
 
 
 @triton.jit
@@ -27,17 +29,22 @@ def _candidates(tokens, sequence, sink_tokens, recent_tokens):
     return first, tl.maximum(first, count - recent_tokens)
 
 
-@triton.jit
+# Rows of larger tensors may begin anywhere; one compiled kernel serves them all.
+@triton.jit(do_not_specialize_on_alignment=["lse", "tokens", "kept_first", "kept_stop", "active"])
 def rank_kernel(
-    logits, lse, tokens, keys, peaks, sequences, sink_tokens, recent_tokens, row_stride,
-    keys_stride, peaks_stride, heads,
+    logits, lse, tokens, keys, peaks, kept_first, kept_stop, active, sequences, sink_tokens,
+    recent_tokens, row_stride, keys_stride, peaks_stride, heads,
     ROWS: tl.constexpr, ROWS_BLOCK: tl.constexpr, TILE: tl.constexpr, PEAK_TOKENS: tl.constexpr,
+    KEPT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """See `selection.rank`. Grid: (tiles of the capacity, rows of keys)."""
     tile, pair = tl.program_id(0), tl.program_id(1)
     sequence = (pair // heads) % sequences
     first, last = _candidates(tokens, sequence, sink_tokens, recent_tokens)
-    if tile * TILE < last:
+    wanted = tile * TILE < last
+    if MASKED:
+        wanted = wanted & (tl.load(active + pair // heads) != 0)
+    if wanted:
         position = tile * TILE + tl.arange(0, TILE)
         row = tl.arange(0, ROWS_BLOCK)
         inside = (position >= first) & (position < last)
@@ -56,7 +63,12 @@ def rank_kernel(
         mass = tl.log2(total) / LOG2_E + largest
         # -0.0 would rank below 0.0.
         bits = tl.where(mass == 0.0, 0.0, mass).to(tl.int32, bitcast=True)
-        key = tl.where(inside, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST_KEY)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        if KEPT:
+            is_kept = position >= tl.load(kept_first + sequence)
+            is_kept = is_kept & (position < tl.load(kept_stop + sequence))
+            key = tl.where(is_kept, KEPT_KEY, key)
+        key = tl.where(inside, key, LOWEST_KEY)
         target = keys + pair.to(tl.int64) * keys_stride
         tl.store(target + position, key, mask=position < keys_stride)
         peak = tl.max(tl.reshape(key, [TILE // PEAK_TOKENS, PEAK_TOKENS]), 1)
@@ -181,41 +193,60 @@ def _exact_bound(keys, length, count, LIST: tl.constexpr):
 
 
 @triton.jit
+def _select_row(
+    keys, peaks, indices, positions, first, last, count, PEAK_TOKENS: tl.constexpr,
+    PEAKS_BLOCK: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr,
+):  # fmt: skip
+    """Write the positions of the `count` best keys, ascending; how many those are."""
+    first_block, stop_block = first // PEAK_TOKENS, tl.cdiv(last, PEAK_TOKENS)
+    bound = _peak_bound(peaks, first_block, stop_block, count, 8, PEAKS_BLOCK)
+    blocks = _promising_blocks(peaks, first_block, stop_block, bound, TILE)
+    length = _shorten(keys, indices, peaks, blocks, first, last, bound, PEAK_TOKENS, TILE)
+    bound, above = _exact_bound(keys, length, count, LIST)
+    placed = tl.zeros([], tl.int32)
+    ties = tl.zeros([], tl.int32)
+    for offset in range(0, length, LIST):
+        place = offset + tl.arange(0, LIST)
+        known = place < length
+        key = _unsigned(tl.load(keys + place, mask=known, other=LOWEST_KEY))
+        equal = ((key == bound) & known).to(tl.int32)
+        # Of equal keys the lower positions come first.
+        rank = ties + tl.cumsum(equal, 0)
+        chosen = known & ((key > bound) | ((equal > 0) & (rank <= count - above)))
+        number = chosen.to(tl.int32)
+        target = placed + tl.cumsum(number, 0) - number
+        index = tl.load(indices + place, mask=chosen, other=0)
+        tl.store(positions + target, index.to(tl.int64), mask=chosen)
+        placed += tl.sum(number, 0)
+        ties += tl.sum(equal, 0)
+    return placed
+
+
+# Rows of larger tensors may begin anywhere; one compiled kernel serves them all.
+@triton.jit(do_not_specialize_on_alignment=["tokens", "active"])
 def select_kernel(
-    keys, peaks, tokens, indices, positions, counts, budget, sequences, heads, sink_tokens,
+    keys, peaks, tokens, indices, positions, counts, active, budget, sequences, heads, sink_tokens,
     recent_tokens, keys_stride, peaks_stride,
     PEAK_TOKENS: tl.constexpr, PEAKS_BLOCK: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """See `selection.select`. Grid: rows of keys."""
     pair = tl.program_id(0)
+    if MASKED:
+        if tl.load(active + pair // heads) == 0:
+            return
     first, last = _candidates(tokens, (pair // heads) % sequences, sink_tokens, recent_tokens)
     count = tl.minimum(budget, last - first)
     keys += pair.to(tl.int64) * keys_stride
     indices += pair.to(tl.int64) * keys_stride
     positions += pair.to(tl.int64) * budget
+    peaks += pair.to(tl.int64) * peaks_stride
     placed = tl.zeros([], tl.int32)
     if count > 0:
-        peaks += pair.to(tl.int64) * peaks_stride
-        first_block, stop_block = first // PEAK_TOKENS, tl.cdiv(last, PEAK_TOKENS)
-        bound = _peak_bound(peaks, first_block, stop_block, count, 8, PEAKS_BLOCK)
-        blocks = _promising_blocks(peaks, first_block, stop_block, bound, TILE)
-        length = _shorten(keys, indices, peaks, blocks, first, last, bound, PEAK_TOKENS, TILE)
-        bound, above = _exact_bound(keys, length, count, LIST)
-        ties = tl.zeros([], tl.int32)
-        for offset in range(0, length, LIST):
-            place = offset + tl.arange(0, LIST)
-            known = place < length
-            key = _unsigned(tl.load(keys + place, mask=known, other=LOWEST_KEY))
-            equal = ((key == bound) & known).to(tl.int32)
-            # Of equal keys the lower positions come first.
-            rank = ties + tl.cumsum(equal, 0)
-            chosen = known & ((key > bound) | ((equal > 0) & (rank <= count - above)))
-            number = chosen.to(tl.int32)
-            target = placed + tl.cumsum(number, 0) - number
-            index = tl.load(indices + place, mask=chosen, other=0)
-            tl.store(positions + target, index.to(tl.int64), mask=chosen)
-            placed += tl.sum(number, 0)
-            ties += tl.sum(equal, 0)
+        placed = _select_row(
+            keys, peaks, indices, positions, first, last, count, PEAK_TOKENS, PEAKS_BLOCK, TILE,
+            LIST,
+        )  # fmt: skip
     for offset in range(placed, budget, LIST):
         place = offset + tl.arange(0, LIST)
         tl.store(positions + place, tl.full([LIST], -1, tl.int64), mask=place < budget)

@@ -59,7 +59,7 @@ class LayerExtents:
 
     Attributes:
         fields: `[batch, extents + 1, 5]` int64 on the device; the last row is a sentinel.
-        places: Per sequence its extents in order.
+        places: Per sequence its extents in order; none for a row that is not used.
     """
 
     fields: Tensor
@@ -71,7 +71,7 @@ class LayerExtents:
 
     @property
     def kv_heads(self) -> int:
-        return self.places[0][0].keys.shape[0]
+        return next(places[0] for places in self.places if places).keys.shape[0]
 
 
 class ExtentTable:
@@ -91,8 +91,6 @@ class ExtentTable:
         shape = (layers, batch, extents + 1, _FIELDS)
         self._host = torch.zeros(shape, dtype=torch.int64)
         self._host[..., -1] = FAR_POSITION
-        if device.type == "cuda":
-            self._host = self._host.pin_memory()
         self.fields = torch.zeros(shape, dtype=torch.int64, device=device)
         self._places: list[list[tuple[ExtentPlace, ...]]] = [
             [() for _ in range(batch)] for _ in range(layers)
@@ -114,9 +112,31 @@ class ExtentTable:
             row.copy_(torch.tensor(place.fields()))
         self._places[layer][sequence] = tuple(places)
 
+    def clear(self, layer: int, sequence: int) -> None:
+        """Let a row have no tokens and no room; takes effect with `upload`.
+
+        Rows begin like this. Steps read nothing there, whatever its length, and append nothing.
+        """
+        self._host[layer, sequence] = 0
+        self._host[layer, sequence, :, -1] = FAR_POSITION
+        self._places[layer][sequence] = ()
+
+    @property
+    def any_place(self) -> ExtentPlace:
+        """Some extent; all layers of a table have the same heads, sizes and dtype."""
+        return next(rows[0] for layer in self._places for rows in layer if rows)
+
     def upload(self) -> None:
-        """Copy the table to the device, ordered before the steps launched afterwards."""
-        self.fields.copy_(self._host, non_blocking=True)
+        """Copy the table to the device, ordered before the steps launched afterwards.
+
+        Not while a step is captured: the copy's source is gone when the step is replayed.
+        """
+        host = self._host
+        if self.fields.device.type == "cuda":
+            # A pinned copy of its own: `place` may change the table before this one has arrived,
+            # and torch keeps pinned memory until the transfers from it are done.
+            host = host.pin_memory()
+        self.fields.copy_(host, non_blocking=True)
 
     def layer(self, index: int) -> LayerExtents:
         """The table of one layer, for the attention of that layer."""

@@ -52,9 +52,12 @@ def absorb(logits, values, peak, total, mixed, LAZY: tl.constexpr, VALUES: tl.co
 
 @triton.jit
 def store_evidence(evidence, logits, evidence_row, position, first, stop, stride):
-    """Write the logits of the asked rows at their absolute positions, candidates only."""
+    """Write the logits of the asked rows at their absolute positions, candidates only.
+
+    Nothing behind the end of a row: fast rows of a batch may have more slots than it has places.
+    """
     target = evidence + evidence_row[:, None] * stride + position[None, :]
-    wanted = (position >= first) & (position < stop)
+    wanted = (position >= first) & (position < tl.minimum(stop, stride))
     tl.store(target, logits, mask=(evidence_row >= 0)[:, None] & wanted[None, :])
 
 
