@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sfi_agent.evaluation.peers.exchange import Arm, PlannedCase, PlannedTurn, Protocol, plan_json
+from sfi_agent.evaluation.peers.worker import cache_keyword
 
 __all__ = ["STOP_ID", "evicting_arm", "fake_kvpress", "planned_case", "plan_for"]
 
@@ -71,8 +72,10 @@ class LastPress:
         finally:
             handle.remove()
 
-    def _after_pass(self, _: Any, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
-        cache = keywords["past_key_values"]
+    def _after_pass(
+        self, module: Any, arguments: Any, keywords: dict[str, Any], output: Any
+    ) -> None:
+        cache = keywords[cache_keyword(module)]
         fed = output[0].shape[1]
         if cache.get_seq_length() == fed:
             self.crop(cache, int(fed * (1 - self.compression_ratio)))
@@ -107,8 +110,10 @@ class DecodingPress(LastPress):
         assert isinstance(base_press, LastPress)
         self.interval, self.target_size, self.passes = compression_interval, target_size, 0
 
-    def _after_pass(self, _: Any, arguments: Any, keywords: dict[str, Any], output: Any) -> None:
-        cache = keywords["past_key_values"]
+    def _after_pass(
+        self, module: Any, arguments: Any, keywords: dict[str, Any], output: Any
+    ) -> None:
+        cache = keywords[cache_keyword(module)]
         if cache.get_seq_length() == output[0].shape[1]:
             return
         self.passes += 1

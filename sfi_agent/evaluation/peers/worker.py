@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 import sys
 import time
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["compression_ratio", "main", "play", "versions"]
+__all__ = ["cache_keyword", "compression_ratio", "main", "play", "versions"]
 
 
 def versions() -> dict[str, str | None]:
@@ -100,6 +101,12 @@ def cache_tokens(cache: Any) -> float:
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
+def cache_keyword(model: Any) -> str:
+    """The name under which a model takes its cache; transformers 5.24 gave it a new one."""
+    names = inspect.signature(type(model).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
 def make_press(arm: dict[str, Any], prompt_tokens: int) -> Any:
     """The press of an arm for a prompt of that length; None for an arm without one."""
     if arm["press"] is None:
@@ -120,6 +127,7 @@ class Conversation:
 
         self.model, self.arm, self.case = model, arm, case
         self.cache: Any = DynamicCache()
+        self.given_cache = {cache_keyword(model): self.cache}
         self.ids: list[int] = []
         self.processed_tokens = 0
 
@@ -163,11 +171,11 @@ class Conversation:
             output = self.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                past_key_values=self.cache,
                 max_new_tokens=turn["max_new_tokens"],
                 eos_token_id=self.case["stop_ids"],
                 pad_token_id=self.case["stop_ids"][0],
                 do_sample=False,
+                **self.given_cache,
             )
         new_ids = output[0, prompt_tokens:].tolist()
         self.ids += new_ids
@@ -215,9 +223,7 @@ class Conversation:
         ids = torch.tensor([self.ids[start:end]], device=device)
         positions = torch.arange(start, end, device=device)[None]
         with torch.no_grad():
-            output = self.model(
-                ids, position_ids=positions, past_key_values=self.cache, logits_to_keep=1
-            )
+            output = self.model(ids, position_ids=positions, logits_to_keep=1, **self.given_cache)
         self.processed_tokens = end
         return int(output.logits[0, -1].argmax())
 
@@ -249,12 +255,12 @@ class Conversation:
 def recorded(model: Any, note: Callable[[list[int], float], None]) -> Iterator[None]:
     """Report the positions of every pass of the model, and what its cache held before."""
 
-    def before_pass(_: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+    def before_pass(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
         positions = keywords.get("position_ids")
         if positions is None:
             # Releases of transformers that derive the positions pass where the cache ends.
             positions = keywords["cache_position"][None]
-        note(positions[0].tolist(), cache_tokens(keywords["past_key_values"]))
+        note(positions[0].tolist(), cache_tokens(keywords[cache_keyword(module)]))
 
     handle = model.model.register_forward_pre_hook(before_pass, with_kwargs=True)
     try:
