@@ -11,9 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from sfi_agent import Evidence
+
+PIECE_NUMBERS = 1 << 18
+"""On a CPU logits are worked on in pieces of this many numbers: what is made of them on the way
+stays in the cache, and how much is allocated does not depend on the history's length."""
 
 REST_MASS_RESOLUTION = 2.0**-24
 """Distance from 1 to the float32 number below it: no smaller candidate mass can be told from 0."""
@@ -62,6 +68,14 @@ def log_sum_rows(values: Tensor) -> Tensor:
     return fold_rows((values - peak).exp_()).log() + peak.squeeze(-2)
 
 
+def piece_tokens(logits: Tensor) -> int:
+    """How many candidates of `[batch, kv_heads, rows, candidates]` to take at a time."""
+    batch, heads, rows, candidates = logits.shape
+    if logits.device.type != "cpu":
+        return candidates
+    return min(candidates, max(1, PIECE_NUMBERS // (batch * heads * rows)))
+
+
 def row_log_normaliser(logits: Tensor) -> Tensor:
     """What to subtract from each row so that its exponentials sum to 1 over the candidates.
 
@@ -74,8 +88,19 @@ def row_log_normaliser(logits: Tensor) -> Tensor:
     """
     import torch
 
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)
+    size = piece_tokens(logits)
+    normaliser = logits[..., :size].logsumexp(dim=-1, keepdim=True)
+    if size < logits.shape[-1]:
+        rest = logits[..., size:].split(size, -1)
+        parts = [part.logsumexp(dim=-1, keepdim=True) for part in rest]
+        normaliser = torch.cat([normaliser, *parts], dim=-1).logsumexp(dim=-1, keepdim=True)
     return torch.where(normaliser > -torch.inf, normaliser, torch.inf)
+
+
+def row_log_scale(evidence: Evidence) -> Tensor:
+    """What to add to each row's logits to get `row_log_mass`: `[batch, kv_heads, rows, 1]`."""
+    share = (1.0 - evidence.rest_mass.float()).clamp(REST_MASS_RESOLUTION, 1.0)
+    return share.log().unsqueeze(-1) - row_log_normaliser(evidence.logits.float())
 
 
 def row_log_mass(evidence: Evidence) -> Tensor:
@@ -88,9 +113,20 @@ def row_log_mass(evidence: Evidence) -> Tensor:
     Returns:
         `[batch, kv_heads, rows, candidates]` float32, a new tensor; -inf where masked.
     """
-    logits = evidence.logits.float()
-    share = (1.0 - evidence.rest_mass.float()).clamp(REST_MASS_RESOLUTION, 1.0)
-    return logits + (share.log().unsqueeze(-1) - row_log_normaliser(logits))
+    return evidence.logits.float() + row_log_scale(evidence)
+
+
+def head_log_mass_pieces(evidence: Evidence) -> Iterator[tuple[int, Tensor]]:
+    """`head_log_mass`, a piece of the candidates at a time, in order.
+
+    Yields:
+        The index of the piece's first candidate, and its scores `[batch, kv_heads, tokens]`
+        float32, which the caller may change.
+    """
+    logits, scale = evidence.logits.float(), row_log_scale(evidence)
+    size = piece_tokens(logits)
+    for low in range(0, logits.shape[-1], size):
+        yield low, log_sum_rows(logits[..., low : low + size] + scale)
 
 
 def head_log_mass(evidence: Evidence) -> Tensor:
@@ -102,4 +138,7 @@ def head_log_mass(evidence: Evidence) -> Tensor:
     Returns:
         `[batch, kv_heads, candidates]` float32; -inf where no row may see the candidate.
     """
-    return log_sum_rows(row_log_mass(evidence))
+    import torch
+
+    pieces = [scores for _, scores in head_log_mass_pieces(evidence)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)

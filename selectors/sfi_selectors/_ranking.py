@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from sfi_agent import InputError, Selection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 _LOW_BITS = 32
@@ -30,7 +32,7 @@ def ordered_bits(scores: Tensor) -> Tensor:
     """
     import torch
 
-    scores = torch.where(scores == 0, torch.zeros_like(scores), scores)
+    scores = torch.where(scores == 0, 0.0, scores)
     bits = scores.contiguous().view(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
@@ -41,17 +43,18 @@ def _indices(like: Tensor) -> Tensor:
     return torch.arange(like.shape[-1], device=like.device)
 
 
-def ranking_keys(scores: Tensor) -> Tensor:
+def ranking_keys(scores: Tensor, first: int = 0) -> Tensor:
     """Distinct keys: higher scores first, among equal scores the lower position first.
 
     Args:
         scores: `[batch, kv_heads, candidates]` float32, higher is better.
+        first: Index of the first of these candidates.
 
     Returns:
         `[batch, kv_heads, candidates]` int64, the higher the earlier chosen. The lower 32 bits
         hold the complement of the candidate's index.
     """
-    return (ordered_bits(scores) << _LOW_BITS) | (_LOW_MASK - _indices(scores))
+    return (ordered_bits(scores) << _LOW_BITS) | (_LOW_MASK - first - _indices(scores))
 
 
 def keys_around_peaks(peaks: Tensor, reach_tokens: int) -> Tensor:
@@ -159,4 +162,31 @@ def choose(keys: Tensor, budget: int, start: int) -> Selection:
         chosen = keys.topk(count, dim=-1, sorted=False).indices
         indices = chosen.sort(dim=-1).values
     counts = torch.full(keys.shape[:-1], count, dtype=torch.int64, device=keys.device)
+    return padded_selection(indices, counts, budget, start)
+
+
+def choose_from_pieces(
+    pieces: Iterable[tuple[int, Tensor]], candidates: int, budget: int, start: int
+) -> Selection:
+    """`choose` by scores that come in pieces: the best so far go on, the others are forgotten.
+
+    Args:
+        pieces: Of the candidates in order: the index of the first one, and scores
+            `[batch, kv_heads, tokens]` float32, higher is better.
+        candidates: How many there are in all, at least 1.
+        budget: Places per KV head, at least 1.
+        start: Absolute position of candidate 0.
+    """
+    import torch
+
+    count = checked_count(budget, candidates)
+    best = None
+    for first, scores in pieces:
+        keys = ranking_keys(scores, first)
+        best = keys if best is None else torch.cat([best, keys], dim=-1)
+        if best.shape[-1] > count:
+            best = best.topk(count, dim=-1, sorted=False).values
+    assert best is not None
+    indices = (_LOW_MASK - (best & _LOW_MASK)).sort(dim=-1).values
+    counts = torch.full(best.shape[:-1], count, dtype=torch.int64, device=best.device)
     return padded_selection(indices, counts, budget, start)

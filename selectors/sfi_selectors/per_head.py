@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sfi_agent import Evidence, Ranking, Selection, Settings
-from sfi_selectors._evidence import head_log_mass
-from sfi_selectors._ranking import choose, ranking_keys
+from sfi_selectors._evidence import head_log_mass_pieces
+from sfi_selectors._ranking import choose_from_pieces
 
 __all__ = ["PerHead", "PerHeadConfig"]
 
@@ -41,5 +41,5 @@ class PerHead:
         Raises:
             InputError: The budget is below 1.
         """
-        keys = ranking_keys(head_log_mass(evidence))
-        return choose(keys, budget, evidence.candidate_start)
+        pieces, candidates = head_log_mass_pieces(evidence), evidence.logits.shape[-1]
+        return choose_from_pieces(pieces, candidates, budget, evidence.candidate_start)

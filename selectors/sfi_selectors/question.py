@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from sfi_agent import Evidence, Ranking, Selection, Settings
-from sfi_selectors._evidence import head_log_mass
-from sfi_selectors._ranking import choose, ranking_keys
+from sfi_selectors._evidence import head_log_mass_pieces
+from sfi_selectors._ranking import choose_from_pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
 
 __all__ = ["Question", "QuestionConfig"]
 
@@ -58,13 +65,21 @@ class Question:
         Raises:
             InputError: The budget is below 1.
         """
-        import torch
+        candidates = evidence.logits.shape[-1]
+        pieces = self._question_first(evidence, candidates, budget)
+        return choose_from_pieces(pieces, candidates, budget, evidence.candidate_start)
 
-        scores = head_log_mass(evidence)
+    def _question_first(
+        self, evidence: Evidence, candidates: int, budget: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Scores piece by piece, those of the kept end of the prompt raised above all others."""
+        start = end = 0
         if evidence.prompt_end is not None:
-            end = min(evidence.prompt_end - evidence.candidate_start, scores.shape[-1])
+            end = min(evidence.prompt_end - evidence.candidate_start, candidates)
             kept = min(self.config.question_tokens, budget // 2)
             start = max(0, evidence.prompt_end - evidence.candidate_start - kept)
-            if start < end:
-                scores[..., start:end] = torch.inf
-        return choose(ranking_keys(scores), budget, evidence.candidate_start)
+        for first, scores in head_log_mass_pieces(evidence):
+            low, high = max(start - first, 0), min(end - first, scores.shape[-1])
+            if low < high:
+                scores[..., low:high] = float("inf")
+            yield first, scores

@@ -162,7 +162,7 @@ def _attend_row(
             step.on_fast_attention(FastAttention(index, position, query, out, layer))
     else:
         layer.history.append(keys, values)
-        out = _attend_dense(query, layer)
+        out = _attend_dense(query, layer, bool(step.capture_rows))
         if step.capture_rows and layer.memory is not None:
             layer.captured_query = query[:, -step.capture_rows :].clone()
     if step.check_numbers and not bool(out.isfinite().all()):
@@ -189,9 +189,10 @@ def _not_finite(
     )
 
 
-def _attend_dense(query: Tensor, layer: LayerState) -> Tensor:
+def _attend_dense(query: Tensor, layer: LayerState, slow: bool) -> Tensor:
     if layer.window is None:
-        return attend_history(query, list(layer.history.pieces()), layer.scale)
+        pieces = list(layer.history.pieces())
+        return attend_history(query, pieces, layer.scale, compiled_rows=slow)
     return _attend_band(query, layer, layer.window)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LayerHistory", "Piece"]
+__all__ = ["LayerHistory", "MoveCounter", "Piece"]
 
 MINIMUM_GROWTH_TOKENS = 1024
 """A full buffer grows by an eighth, but at least by this, so that appending stays amortised."""
@@ -90,17 +90,30 @@ class Extent:
     owned: bool
 
 
+@dataclass(slots=True)
+class MoveCounter:
+    """See `LayerHistory.moves`."""
+
+    count: int = 0
+
+
 class LayerHistory:
     """All keys and values of one layer of one sequence. Nothing is ever evicted.
 
     Args:
         reserve_tokens: Capacity of the first buffer, so that a session of known length never
             moves.
+
+    Attributes:
+        extents: In order; only the last one may be owned.
+        moves: Counts changes of where tokens lie or will be written, for those who keep addresses;
+            the layers of a sequence share one.
     """
 
     def __init__(self, reserve_tokens: int = 0) -> None:
         self.extents: list[Extent] = []
         self.reserve_tokens = reserve_tokens
+        self.moves = MoveCounter()
 
     @property
     def tokens(self) -> int:
@@ -120,15 +133,24 @@ class LayerHistory:
             values: `[kv_heads, tokens, value_dim]`.
         """
         new = keys.shape[1]
-        extent = self._writable_extent(keys, values)
+        extent = self._with_room(keys, values, new)
         buffer = extent.buffer
-        if extent.tokens + new > buffer.capacity:
-            growth = max(buffer.capacity // 8, MINIMUM_GROWTH_TOKENS)
-            capacity = max(buffer.capacity + growth, extent.tokens + new)
-            buffer = extent.buffer = buffer.grown(capacity, extent.tokens)
         buffer.keys[:, extent.tokens : extent.tokens + new] = keys
         buffer.values[:, extent.tokens : extent.tokens + new] = values
         extent.tokens += new
+
+    def make_room(self, new: int) -> None:
+        """Let `new` more tokens be written behind the present ones by somebody who has addresses.
+
+        Args:
+            new: Room that the last extent will have at least; the history is not empty.
+        """
+        last = self.extents[-1]
+        self._with_room(last.buffer.keys, last.buffer.values, new, MINIMUM_GROWTH_TOKENS)
+
+    def note_written(self, new: int) -> None:
+        """Tokens were written into the room that `make_room` made."""
+        self.extents[-1].tokens += new
 
     def cut(self, tokens: int) -> None:
         """Forget everything from position `tokens` on.
@@ -148,6 +170,7 @@ class LayerHistory:
                 extent.buffer.normed_tokens = min(extent.buffer.normed_tokens, limit)
             if extent.tokens == 0:
                 self.extents.pop()
+                self.moves.count += 1
 
     def fork(self) -> LayerHistory:
         """A history that reads the same tokens and copies none of them."""
@@ -185,16 +208,28 @@ class LayerHistory:
         norms = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return norms[:, start:end]
 
-    def _writable_extent(self, keys: Tensor, values: Tensor) -> Extent:
+    def _with_room(self, keys: Tensor, values: Tensor, new: int, fresh_tokens: int = 0) -> Extent:
+        """The extent that takes the next `new` tokens, of the heads and sizes of `keys`."""
+        extent = self._writable_extent(keys, values, max(new, fresh_tokens))
+        buffer = extent.buffer
+        if extent.tokens + new > buffer.capacity:
+            growth = max(buffer.capacity // 8, MINIMUM_GROWTH_TOKENS)
+            capacity = max(buffer.capacity + growth, extent.tokens + new)
+            extent.buffer = buffer.grown(capacity, extent.tokens)
+            self.moves.count += 1
+        return extent
+
+    def _writable_extent(self, keys: Tensor, values: Tensor, capacity: int) -> Extent:
         last = self.extents[-1] if self.extents else None
         if last is not None and last.owned and last.tokens >= last.buffer.shared_tokens:
             return last
         if last is not None:
             # What stays visible of it is read by others too, so it is never written again.
             last.owned = False
-        capacity = max(keys.shape[1], self.reserve_tokens)
+        capacity = max(capacity, self.reserve_tokens)
         fresh = Extent(Buffer(_empty(keys, capacity), _empty(values, capacity)), 0, owned=True)
         self.extents.append(fresh)
+        self.moves.count += 1
         return fresh
 
 

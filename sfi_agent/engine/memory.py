@@ -65,10 +65,11 @@ class MemoryLayout:
     Attributes:
         segment_start: First slot of the segment, the same in every layer.
         segment_tokens: Fast tokens written since the last refresh.
-        write_index: `[1]` int64 on the device, the slot of the next fast token.
         ready: Whether a refresh has filled the memory of this decoding.
         mean_selected_tokens: Selected tokens, averaged over sparse layers and KV heads.
         prompt_end: Length of the history when the decoding began; None before the first one.
+        evidence_scratch: Flat float32 room for the logits of one layer, kept from layer to layer
+            and from refresh to refresh.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class MemoryLayout:
         self.tail_capacity = 0
         self.segment_start = 0
         self.segment_tokens = 0
-        self.write_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._write_index = torch.zeros(1, dtype=torch.int64, device=device)
+        self._indexed_end = 0
         self.ready = False
         self.mean_selected_tokens = 0.0
         self.prompt_end: int | None = None
+        self.evidence_scratch = torch.empty(0, dtype=torch.float32, device=device)
 
     @property
     def capacity(self) -> int:
@@ -96,6 +99,15 @@ class MemoryLayout:
         return self.segment_start + self.segment_tokens
 
     @property
+    def write_index(self) -> Tensor:
+        """`[1]` int64 on the device, the slot of the next fast token."""
+        if self._indexed_end != self.end:
+            # Captured steps know the end on their own; only eager ones ask.
+            self._indexed_end = self.end
+            self._write_index.fill_(self.end)
+        return self._write_index
+
+    @property
     def visible_tokens(self) -> int:
         """Tokens a fast step can attend to, averaged over sparse layers and KV heads."""
         return round(self.mean_selected_tokens) + self.end - self.selected_capacity
@@ -105,6 +117,18 @@ class MemoryLayout:
         sink = min(self.sink_tokens, history_tokens)
         recent_start = max(sink, history_tokens - self.recent_tokens)
         return RefreshPlan(sink, recent_start, history_tokens, self.prompt_end)
+
+    def evidence_logits(self, heads: int, rows: int, tokens: int) -> Tensor:
+        """Room for `[heads, rows, tokens]` float32 logits, valid until it is asked for again.
+
+        It grows by an eighth, as the history does, so that decoding seldom allocates it anew.
+        """
+        wanted = heads * rows * tokens
+        if self.evidence_scratch.numel() < wanted:
+            # Freed first: the old and the new one are never needed together.
+            self.evidence_scratch = self.evidence_scratch.new_empty(0)
+            self.evidence_scratch = self.evidence_scratch.new_empty(wanted + wanted // 8)
+        return self.evidence_scratch[:wanted].view(heads, rows, tokens)
 
     def begin_segment(self, plan: RefreshPlan, segment_capacity: int) -> None:
         """Set the slots for a refresh; buffers only ever grow, so addresses settle.
@@ -118,13 +142,11 @@ class MemoryLayout:
         self.tail_capacity = _grown(self.tail_capacity, head + segment_capacity, full)
         self.segment_start = self.selected_capacity + head
         self.segment_tokens = 0
-        self.write_index.fill_(self.segment_start)
         self.ready = False
 
     def advance(self, tokens: int) -> None:
         """Move the end by `tokens` (negative after a discarded fast step)."""
         self.segment_tokens += tokens
-        self.write_index.add_(tokens)
 
 
 def _grown(current: int, wanted: int, limit: int) -> int:
@@ -166,7 +188,7 @@ class LayerMemory:
             positions: `[kv_heads, places]` int64, per head ascending, the first `counts` valid.
             counts: `[kv_heads]` int64.
         """
-        self._allocate(history, plan.history_tokens)
+        self.allocate(history)
         selected = self.layout.selected_capacity
         self.starts = selected - counts
         self._copy_selected(history, plan, positions)
@@ -223,11 +245,16 @@ class LayerMemory:
         slots = torch.arange(self.layout.capacity, device=self.keys.device)
         return (slots >= self.starts[:, None]) & (slots <= self.layout.write_index)
 
-    def _allocate(self, history: LayerHistory, tokens: int) -> None:
+    def allocate(self, history: LayerHistory) -> None:
+        """Make the buffers as large as the layout says; what they held is lost if they were not.
+
+        Args:
+            history: Of the same layer, not empty.
+        """
         capacity = self.layout.capacity
         if self.keys.ndim == 3 and self.keys.shape[1] == capacity:
             return
-        like = next(history.pieces(0, tokens))
+        like = next(history.pieces())
         heads = like.keys.shape[0]
         # Zeroed, because slots outside the visible range take part in masked arithmetic.
         self.keys = like.keys.new_zeros(heads, capacity, like.keys.shape[-1])

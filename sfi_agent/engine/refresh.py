@@ -5,17 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import LayerHistory
 from sfi_agent.engine.memory import LayerMemory, RefreshPlan
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.errors import PluginError, explain
 from sfi_agent.protocols import Evidence, Selection, Selector
 
-__all__ = ["layer_evidence", "refresh_memory"]
+__all__ = ["check_selections", "checked_selection", "layer_evidence", "refresh_memory"]
 
-_EVIDENCE_CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Keys are widened to float32 in pieces of this size: on a CPU the widened copy then never leaves
-the cache, on a GPU fewer launches count for more."""
+_EVIDENCE_CHUNK_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Keys are widened to float32 in pieces of this size: on a CPU the widened copy of a head then
+never leaves the cache, on a GPU fewer launches count for more."""
+
+_SUM_CHUNK_NUMBERS = 1 << 18
+"""Exponentials are summed in pieces of this many numbers on a CPU: they stay in the cache, and what
+a step allocates for them does not grow with the history."""
 
 
 def refresh_memory(
@@ -48,7 +53,7 @@ def refresh_memory(
         selections.append(selection)
         _fill(layer.memory, layer.history, plan, selection)
         layer.captured_query = None
-    layout.mean_selected_tokens = _check_values(selections, plan, selector)
+    layout.mean_selected_tokens = check_selections(selections, plan, selector)
     _note_starts(sequence)
     layout.ready = True
     return selections
@@ -57,7 +62,9 @@ def refresh_memory(
 def layer_evidence(layer: LayerState, plan: RefreshPlan, *, with_norms: bool) -> Evidence:
     """The attention logits of a layer's captured queries over its candidates (see `Evidence`).
 
-    The logits are recomputed from the history, in float32 whatever the model's dtype.
+    The logits are recomputed from the history, in float32 whatever the model's dtype. A layer with
+    a memory writes them where its sequence keeps room for them: they are valid until the next
+    layer's evidence, so that no step allocates anything of the length of the history.
     """
     captured = layer.captured_query
     assert captured is not None, "the last dense step captured no queries"
@@ -65,50 +72,85 @@ def layer_evidence(layer: LayerState, plan: RefreshPlan, *, with_norms: bool) ->
     kv_heads = next(layer.history.pieces()).keys.shape[0]
     group = query_heads // kv_heads
     rows = captured.reshape(kv_heads, group, queries, dim).transpose(1, 2)
-    rows = rows.reshape(kv_heads, queries * group, dim).float()
-    logits = _all_logits(rows, layer.history, plan.history_tokens) * layer.scale
+    rows = rows.reshape(kv_heads, queries * group, dim)
+    tokens, layout = plan.history_tokens, layer.memory.layout if layer.memory else None
+    if layout is None:
+        logits = rows.new_empty(*rows.shape[:2], tokens, dtype=torch.float32)
+    else:
+        logits = layout.evidence_logits(rows.shape[0], rows.shape[1], tokens)
+    _write_logits(rows, layer.history, layer.scale, logits)
     if queries > 1:
-        logits = _mask_future(logits, queries, group)
+        _mask_future(logits, queries, group)
     start, end = plan.sink_tokens, plan.recent_start
     candidates = logits[..., start:end]
-    share = (candidates.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    rest = torch.logaddexp(_log_sum(logits[..., :start]), _log_sum(logits[..., end:]))
+    total = torch.logaddexp(_log_sum(candidates), rest)
     return Evidence(
         logits=candidates[None],
         key_norms=layer.history.key_norms(start, end)[None] if with_norms else None,
-        rest_mass=(1.0 - share).clamp(min=0.0)[None],
+        rest_mass=(rest - total).exp().clamp(max=1.0)[None],
         candidate_start=start,
         prompt_end=plan.prompt_end,
     )
 
 
-def _all_logits(rows: Tensor, history: LayerHistory, tokens: int) -> Tensor:
-    """Unscaled logits `[kv_heads, rows, tokens]` float32 of `rows` `[kv_heads, rows, dim]`."""
-    logits = rows.new_empty(*rows.shape[:2], tokens)
-    size = _EVIDENCE_CHUNK_TOKENS.get(rows.device.type, 1024)
-    widened = rows.new_empty(rows.shape[0], min(size, tokens), rows.shape[-1])
-    for piece in history.pieces(0, tokens):
-        for low in range(0, piece.keys.shape[1], size):
-            keys = piece.keys[:, low : low + size]
-            chunk = widened[:, : keys.shape[1]]
-            chunk.copy_(keys)
-            first = piece.start + low
-            # Rows come first: with the keys first a CPU takes several times as long for a few rows,
-            # and a product written into the slice takes longer than one copied there.
-            logits[..., first : first + keys.shape[1]] = torch.bmm(rows, chunk.transpose(1, 2))
-    return logits
+def _write_logits(rows: Tensor, history: LayerHistory, scale: float, logits: Tensor) -> None:
+    """Scaled logits of `rows` `[kv_heads, rows, dim]`, into `[kv_heads, rows, tokens]` float32."""
+    chunk = _EVIDENCE_CHUNK_TOKENS.get(rows.device.type, 1024)
+    for piece in history.pieces(0, logits.shape[-1]):
+        tokens = piece.keys.shape[1]
+        target = logits[..., piece.start : piece.start + tokens]
+        kernels = row_kernels(rows, piece.keys, piece.keys)
+        if kernels is not None:
+            kernels.logits(rows, piece.keys, scale, target)
+        elif rows.device.type == "cpu":
+            # Head by head: what one product reads fits the cache, and threads seldom meet.
+            for head in range(rows.shape[0]):
+                _widened_products(rows[head], piece.keys[head], scale, chunk, target[head])
+        else:
+            _widened_products(rows, piece.keys, scale, chunk, target)
 
 
-def _mask_future(logits: Tensor, queries: int, group: int) -> Tensor:
+def _widened_products(rows: Tensor, keys: Tensor, scale: float, chunk: int, out: Tensor) -> None:
+    """`[..., rows, tokens]` float32 products, the keys widened `chunk` tokens at a time."""
+    scaled = rows.float() * scale
+    widened = scaled.new_empty(*keys.shape[:-2], min(chunk, keys.shape[-2]), keys.shape[-1])
+    for low in range(0, keys.shape[-2], chunk):
+        part = keys[..., low : low + chunk, :]
+        wide = widened[..., : part.shape[-2], :].copy_(part)
+        # Rows come first: with the keys first a CPU takes several times as long for a few rows.
+        out[..., low : low + chunk] = torch.matmul(scaled, wide.transpose(-1, -2))
+
+
+def _mask_future(logits: Tensor, queries: int, group: int) -> None:
     """Each of the last `queries` tokens sees itself and what came before."""
-    tokens = logits.shape[-1]
-    row = torch.arange(queries, device=logits.device).repeat_interleave(group)
-    column = torch.arange(tokens, device=logits.device)
-    future = column[None] > (tokens - queries + row)[:, None]
-    return logits.masked_fill(future, float("-inf"))
+    row = torch.arange(queries, device=logits.device)
+    future = (row > row[:, None]).repeat_interleave(group, 0)
+    logits[..., logits.shape[-1] - queries :].masked_fill_(future, float("-inf"))
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """Log of the summed exponentials of each row, `[kv_heads, rows]`; -inf where there are none."""
+    heads, rows, tokens = logits.shape
+    size = tokens
+    if logits.device.type == "cpu":
+        size = max(1, _SUM_CHUNK_NUMBERS // (heads * rows))
+    if tokens <= size:
+        return logits.logsumexp(-1)
+    return torch.stack([part.logsumexp(-1) for part in logits.split(size, -1)]).logsumexp(0)
 
 
 def _select(layer: LayerState, plan: RefreshPlan, selector: Selector, budget: int) -> Selection:
     evidence = layer_evidence(layer, plan, with_norms="key_norms" in selector.needs)
+    return checked_selection(selector, evidence, budget)
+
+
+def checked_selection(selector: Selector, evidence: Evidence, budget: int) -> Selection:
+    """Ask a selector, and refuse what is not shaped like a selection.
+
+    Raises:
+        PluginError: Types, shapes or devices are wrong; `check_selections` looks at the values.
+    """
     selection = selector.select(evidence, budget)
     heads = evidence.logits.shape[:2]
     found = (getattr(selection, "positions", None), getattr(selection, "counts", None))
@@ -145,7 +187,7 @@ def _fill(
         memory.refresh(history, plan, selection.positions[0], selection.counts[0])
 
 
-def _check_values(
+def check_selections(
     selections: list[Selection | None], plan: RefreshPlan, selector: Selector
 ) -> float:
     """Every selected position is a candidate, in order, once: one host read for all layers.

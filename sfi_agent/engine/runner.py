@@ -7,6 +7,7 @@ and everything where programs cannot run, is executed eagerly by the forward pas
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,9 @@ from torch import Tensor
 from sfi_agent.engine.attention import BatchContext, StepContext
 from sfi_agent.engine.eager import EagerSteps
 from sfi_agent.engine.instruments import FastAttention
+from sfi_agent.engine.memory_parts import typed_memory_errors
 from sfi_agent.engine.model_shape import ModelShape
+from sfi_agent.engine.programs.choice import Execution, make_programs
 from sfi_agent.engine.requests import StepOutcome, StepRequest
 from sfi_agent.engine.sequence import SequenceState
 
@@ -53,7 +56,10 @@ class Runner:
         model: A causal language model of transformers, in eval mode.
         shape: From `inspect_model`.
         prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
-        check_numbers: Whether attention outputs that are not finite raise `NumericsError`.
+        check_numbers: Whether attention outputs that are not finite raise `NumericsError`; every
+            step is then executed eagerly.
+        execution: "auto" takes captured steps on a CUDA device and eager ones elsewhere;
+            "uncaptured" runs the programs of captured steps without capture, for tests.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Runner:
         prefill_chunk_tokens: int | None = None,
         *,
         check_numbers: bool = False,
+        execution: Execution = "auto",
     ) -> None:
         self.model = model
         self.shape = shape
@@ -70,6 +77,8 @@ class Runner:
         self.prefill_chunk_tokens = prefill_chunk_tokens or default
         self.check_numbers = check_numbers
         self._eager = EagerSteps(self)
+        self._lock = threading.RLock()
+        self.programs = make_programs(self, execution)
 
     def execute(self, requests: Sequence[StepRequest], batch: int = 1) -> list[StepOutcome]:
         """Execute requests of different sequences, single tokens in one forward pass.
@@ -81,7 +90,10 @@ class Runner:
         Returns:
             One outcome per request. When a step raises, every sequence stays between two steps.
         """
-        return self._eager.execute(requests)
+        with self._lock, typed_memory_errors(self, requests):
+            if self.programs is None:
+                return self._eager.execute(requests)
+            return self.programs.execute(requests, batch, self._eager)
 
     def dense(
         self,

@@ -10,12 +10,20 @@ trick; Gumbel 1954, Maddison et al. 2014, arXiv 1411.0030).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["GivenTokens", "Sampler", "TokenChooser", "entropy_nats", "uniform_noise"]
+__all__ = [
+    "GivenTokens",
+    "OverridingChooser",
+    "Sampler",
+    "SamplingRows",
+    "TokenChooser",
+    "entropy_nats",
+    "uniform_noise",
+]
 
 # Finaliser constants of splitmix64 (Steele, Lea and Flood 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -29,6 +37,18 @@ class TokenChooser(Protocol):
     """Chooses the token of a position from logits `[vocabulary]`, on their device (`Sampler`)."""
 
     def choose(self, logits: Tensor, position: int) -> Tensor: ...
+
+
+@runtime_checkable
+class OverridingChooser(TokenChooser, Protocol):
+    """Chooses by a sampler, except where it says otherwise from the position alone."""
+
+    @property
+    def sampler(self) -> Sampler: ...
+
+    def at(self, position: int, drawn: int) -> int:
+        """The token of a position, where the sampler drew another."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +113,73 @@ class GivenTokens:
 
     first_position: int
     token_ids: tuple[int, ...]
-    sampler: TokenChooser
+    sampler: Sampler
 
     def choose(self, logits: Tensor, position: int) -> Tensor:
         """The token of a position, `[]` int64 on the device of the logits."""
-        if position >= self.first_position + len(self.token_ids):
+        token = self.at(position, -1)
+        if token < 0:
             return self.sampler.choose(logits, position)
-        token = self.token_ids[position - self.first_position]
         return torch.full((), token, dtype=torch.int64, device=logits.device)
+
+    def at(self, position: int, drawn: int) -> int:
+        """The token of a position, where the sampler drew another."""
+        index = position - self.first_position
+        return self.token_ids[index] if index < len(self.token_ids) else drawn
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """How each row of a batch is drawn, on the device, so that a captured step serves any sampler.
+
+    Attributes:
+        temperatures: `[rows]` float64; 0 is greedy.
+        top_ps: `[rows]` float64.
+        top_ks: `[rows]` int64.
+        seeds: `[rows]` int64.
+    """
+
+    temperatures: Tensor
+    top_ps: Tensor
+    top_ks: Tensor
+    seeds: Tensor
+
+    def choose(self, logits: Tensor, positions: Tensor, *, greedy: bool, filtered: bool) -> Tensor:
+        """What `Sampler.choose` draws for each row.
+
+        Args:
+            logits: `[rows, vocabulary]` float32.
+            positions: `[rows]` int64, absolute positions the tokens will have.
+            greedy: Whether every row is greedy, which saves the noise.
+            filtered: Whether some row has a top-k or top-p.
+
+        Returns:
+            `[rows]` int64.
+        """
+        best = logits.argmax(dim=-1)
+        if greedy:
+            return best
+        divisor = torch.where(self.temperatures > 0.0, self.temperatures, 1.0)[:, None]
+        scores = (logits.double() - logits.amax(-1, keepdim=True)) / divisor
+        if filtered:
+            scores = self._filtered(scores)
+        uniform = _uniform(self.seeds, positions, logits.shape[-1])
+        gumbel = -torch.log(-torch.log(uniform))
+        drawn = (scores + gumbel).argmax(dim=-1)
+        return torch.where(self.temperatures > 0.0, drawn, best)
+
+    def _filtered(self, scores: Tensor) -> Tensor:
+        """See `Sampler`; one sort serves both filters."""
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        size = scores.shape[-1]
+        wanted = torch.where(self.top_ks > 0, self.top_ks, size).clamp(max=size)[:, None]
+        kth = ordered.gather(-1, wanted - 1)
+        ordered = ordered.masked_fill(ordered < kth, float("-inf"))
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        keeps_all = (self.top_ps >= 1.0)[:, None]
+        ordered = ordered.masked_fill((before >= self.top_ps[:, None]) & ~keeps_all, float("-inf"))
+        return torch.empty_like(scores).scatter_(-1, order, ordered)
 
 
 def entropy_nats(logits: Tensor) -> Tensor:
@@ -113,10 +192,16 @@ def entropy_nats(logits: Tensor) -> Tensor:
 def uniform_noise(seed: int, position: int, size: int, device: torch.device) -> Tensor:
     """Uniform numbers in (0, 1) that depend on (seed, position, index) alone: `[size]` float64."""
     # Filled on the device: copying a number there would make the host wait.
-    start = torch.full((), _wrap(seed * _GAMMA), dtype=torch.int64, device=device)
-    key = _mix(_mix(start + _wrap(position * _MIX_1)) + _GAMMA)
-    index = torch.arange(1, size + 1, dtype=torch.int64, device=device)
-    bits = _shift_right(_mix(key + index * _GAMMA), 64 - _UNIFORM_BITS)
+    place = torch.full((2, 1), seed, dtype=torch.int64, device=device)
+    place[1] = position
+    return _uniform(place[0], place[1], size)[0]
+
+
+def _uniform(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
+    """The same for rows: seeds and positions `[rows]` int64 to `[rows, size]` float64."""
+    key = _mix(_mix(seeds * _GAMMA + positions * _MIX_1) + _GAMMA)
+    index = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device)
+    bits = _shift_right(_mix(key[:, None] + index * _GAMMA), 64 - _UNIFORM_BITS)
     return (bits.double() + 0.5) / float(1 << _UNIFORM_BITS)
 
 
@@ -130,9 +215,3 @@ def _mix(state: Tensor) -> Tensor:
 def _shift_right(state: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch shifts signed integers arithmetically."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _wrap(value: int) -> int:
-    """A Python integer as the signed 64-bit integer with the same low bits."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value

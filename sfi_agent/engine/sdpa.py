@@ -1,4 +1,5 @@
-"""Dense attention over pieces of a history, built on torch's own kernels.
+"""Dense attention over pieces of a history, built on torch's own kernels (rows that see all of a
+long run of bfloat16 tokens on a CPU: on `cpu_rows`).
 
 Shapes have no batch axis: queries `[query_heads, rows, dim]`, keys and values
 `[kv_heads, tokens, dim]`. Grouped heads are folded: the query heads of one KV head become extra
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import Piece
 from sfi_agent.observe.log import log_event
 
@@ -119,24 +121,38 @@ def attend_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Te
         scale: Factor of the logits.
     """
     folded = _fold(query, keys.shape[0])
+    kernels = row_kernels(folded, keys, values)
+    if kernels is not None:
+        out = kernels.attend(folded, keys, values, scale)
+        return out.reshape(*query.shape[:2], values.shape[-1])
+    return _torch_rows(query, keys, values, scale)
+
+
+def _torch_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    folded = _fold(query, keys.shape[0])
     out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], scale=scale)[0]
     return out.reshape(*query.shape[:2], values.shape[-1])
 
 
-def attend_history(query: Tensor, pieces: Sequence[Piece], scale: float) -> Tensor:
+def attend_history(
+    query: Tensor, pieces: Sequence[Piece], scale: float, *, compiled_rows: bool = False
+) -> Tensor:
     """Causal attention of the newest rows over a whole history, those rows included.
 
     Args:
         query: `[query_heads, rows, key_dim]`; row i is the token `rows - i` from the end.
         pieces: The history in order; the last piece holds at least the `rows` newest tokens.
         scale: Factor of the logits.
+        compiled_rows: Whether a single row may use `attend_rows` and its compiled kernel. Off, it
+            is torch's attention: what dense decoding is compared by.
 
     Returns:
         `[query_heads, rows, value_dim]` in the dtype of `query`.
     """
     rows = query.shape[1]
     if rows == 1 and len(pieces) == 1:
-        return attend_rows(query, pieces[0].keys, pieces[0].values, scale)
+        attend = attend_rows if compiled_rows else _torch_rows
+        return attend(query, pieces[0].keys, pieces[0].values, scale)
     *earlier, last = pieces
     split = last.keys.shape[1] - rows
     partial = [_past_rows(query, piece.keys, piece.values, scale) for piece in earlier]

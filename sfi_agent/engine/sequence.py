@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sfi_agent.engine.history import LayerHistory
+from sfi_agent.engine.history import LayerHistory, MoveCounter
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 
 __all__ = ["LayerState", "SequenceState"]
@@ -49,6 +49,7 @@ class SequenceState:
 
     Attributes:
         processed_tokens: How many tokens the model has seen.
+        moves: See `LayerHistory`.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class SequenceState:
     ) -> None:
         self.layout = layout
         self.processed_tokens = 0
+        self.moves = MoveCounter()
         self.layers: list[LayerState] = []
         for index, window in enumerate(windows):
             sparse = layout is not None and window is None and index not in dense_layers
             memory = LayerMemory(layout) if sparse and layout is not None else None
             self.layers.append(LayerState(LayerHistory(reserve_tokens), window, memory))
+            self.layers[-1].history.moves = self.moves
 
     @property
     def history_bytes(self) -> int:
@@ -95,8 +98,13 @@ class SequenceState:
         for layer in self.layers:
             if layer.memory is not None and layer.history.tokens < self.processed_tokens:
                 layer.history.append(*layer.memory.segment(tokens))
-        self.layout.advance(-tokens)
-        self.layout.ready = False
+        self.end_segment()
+
+    def end_segment(self) -> None:
+        """The open segment's keys and values are in the history now, or will be computed anew."""
+        if self.layout is not None and self.segment_tokens:
+            self.layout.advance(-self.segment_tokens)
+            self.layout.ready = False
 
     def drop_segment(self) -> None:
         """Forget the open segment's keys and values, so that its tokens can be processed densely.
@@ -138,4 +146,6 @@ class SequenceState:
         assert not self.segment_tokens, "flush the segment before forking"
         for own, other in zip(self.layers, child.layers, strict=True):
             other.history = own.history.fork()
+            other.history.moves = child.moves
+        child.moves.count += 1
         child.processed_tokens = self.processed_tokens

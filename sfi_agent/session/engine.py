@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, lo
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from sfi_agent.engine.warmup import WarmUpReport
     from sfi_agent.session.session import Session
     from sfi_agent.session.template_report import TemplateReport
     from sfi_agent.session.tools import Tool
@@ -37,6 +38,10 @@ class Engine:
         model: A causal language model of transformers in eval mode, on one device.
         tokenizer: Needed for text, messages and tools; `session.decode` works without.
         prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
+        execution: "auto" captures steps of one token, and blocks of rectify and verify, as CUDA
+            graphs on a CUDA device, and is eager elsewhere; "eager" never captures.
+        check_numbers: Whether attention that gives numbers which are not finite raises
+            `NumericsError`, for debugging; steps are then eager, and the host waits for each layer.
 
     Attributes:
         shape: What was found about the model (layers, windows, context limit).
@@ -51,6 +56,8 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         prefill_chunk_tokens: int | None = None,
+        execution: Literal["auto", "eager"] = "auto",
+        check_numbers: bool = False,
     ) -> None:
         if model.training:
             raise UnsupportedModelError(
@@ -61,7 +68,16 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.shape = inspect_model(model)
-        self.runner = Runner(model, self.shape, prefill_chunk_tokens)
+        if execution not in ("auto", "eager"):
+            allowed = "'auto' or 'eager'"
+            raise ConfigError(explain("made an Engine", got=repr(execution), allowed=allowed))
+        self.runner = Runner(
+            model,
+            self.shape,
+            prefill_chunk_tokens,
+            execution=execution,
+            check_numbers=check_numbers,
+        )
         if AttentionSwitch.of(model).users == 0:
             # With open sessions on it the model has been checked already.
             error = check_model(model, self.shape)
@@ -75,6 +91,8 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         prefill_chunk_tokens: int | None = None,
+        execution: Literal["auto", "eager"] = "auto",
+        check_numbers: bool = False,
     ) -> Engine:
         """Load a checkpoint from a directory or from the Hugging Face Hub.
 
@@ -82,7 +100,7 @@ class Engine:
             path: Directory or Hub id.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
-            prefill_chunk_tokens: See `Engine`.
+            prefill_chunk_tokens, execution, check_numbers: See `Engine`.
 
         Raises:
             CheckpointError: Nothing loadable is there, or a part of it is missing or damaged.
@@ -92,7 +110,13 @@ class Engine:
         place, number_type = find_device(device), find_dtype(dtype)
         model, tokenizer = load_model(path, number_type), load_tokenizer(path)
         torch.nn.Module.to(model, place)
-        return cls(model, tokenizer, prefill_chunk_tokens=prefill_chunk_tokens)
+        return cls(
+            model,
+            tokenizer,
+            prefill_chunk_tokens=prefill_chunk_tokens,
+            execution=execution,
+            check_numbers=check_numbers,
+        )
 
     def session(
         self,
@@ -152,6 +176,39 @@ class Engine:
         from sfi_agent.session.batch import decode_batch
 
         return decode_batch(self, sessions, token_ids, max_new_tokens, stop_ids)
+
+    def warmup(
+        self,
+        config: SessionConfig | None = None,
+        *,
+        batch: int = 1,
+        context_tokens: int = 0,
+        compiled: bool = True,
+        on_progress: Callable[[str], None] = lambda _: None,
+    ) -> WarmUpReport:
+        """Compile and capture the steps that a policy takes, before they are needed.
+
+        Without it steps are captured when they first happen, and the model's layers stay as they
+        are: compiling them takes from seconds (with the cache of an earlier process) to minutes
+        and makes steps of single tokens faster. On a CPU there is nothing to prepare.
+
+        Args:
+            config: The policy; None takes the defaults.
+            batch: Sessions that will be decoded together.
+            context_tokens: Longest history to prepare for, so that nothing is captured anew as it
+                grows; 0 prepares for short ones.
+            compiled: Whether to compile the layers.
+            on_progress: Told what is being prepared.
+
+        Raises:
+            InputError: A number is not usable.
+            ContextOverflowError: The model does not take histories of this length.
+        """
+        from sfi_agent.session.warmup import warm_up
+
+        chosen = config or SessionConfig()
+        self.check_config(chosen)
+        return warm_up(self, chosen, batch, context_tokens, compiled, on_progress)
 
     def check_config(self, config: SessionConfig) -> None:
         """Refuse a policy that does not fit this model.

@@ -58,7 +58,7 @@ def test_a_wrong_second_chunk_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     """As when a chunk sees the first keys instead of all before it."""
     original = sdpa.attend_history
 
-    def first_keys(query: Tensor, pieces: Any, scale: float) -> Tensor:
+    def first_keys(query: Tensor, pieces: Any, scale: float, **options: Any) -> Tensor:
         if query.shape[1] > 1 and pieces[-1].keys.shape[1] > query.shape[1]:
             rows = query.shape[1]
             piece = pieces[-1]

@@ -37,13 +37,15 @@ class ExtentPlace:
     values: Tensor
     first_position: int = 0
 
-    def fields(self) -> list[int]:
+    def fields(self, aligned: bool = True) -> list[int]:
+        """The row of a table; `aligned` is what kernels need and references do not."""
         for tensor in (self.keys, self.values):
             assert tensor.ndim == 3 and tensor.stride(2) == 1, "one head must be contiguous"
             assert tensor.stride(1) == tensor.shape[2], "tokens of a head must be contiguous"
-            assert tensor.data_ptr() % 16 == 0, "kernels load 16 bytes at a time"
             assert tensor[0].numel() < 2**31, "offsets within a head are 32-bit"
-            assert tensor.stride(0) % 8 == 0, "heads must begin at multiples of 8 elements"
+            if aligned:
+                assert tensor.data_ptr() % 16 == 0, "kernels load 16 bytes at a time"
+                assert tensor.stride(0) % 8 == 0, "heads must begin at multiples of 8 elements"
         return [
             self.keys.data_ptr(),
             self.values.data_ptr(),
@@ -82,12 +84,22 @@ class ExtentTable:
         batch: Number of sequences.
         extents: Most extents that a sequence may have; one is the fast case.
         device: Where the steps run.
+        aligned: Whether to hold buffers to the alignment that kernels need.
 
     Attributes:
         fields: `[layers, batch, extents + 1, 5]` int64 on the device, valid after `upload`.
     """
 
-    def __init__(self, layers: int, batch: int, extents: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        extents: int,
+        device: torch.device,
+        *,
+        aligned: bool = True,
+    ) -> None:
+        self._aligned = aligned
         shape = (layers, batch, extents + 1, _FIELDS)
         self._host = torch.zeros(shape, dtype=torch.int64)
         self._host[..., -1] = FAR_POSITION
@@ -109,7 +121,7 @@ class ExtentTable:
         rows.zero_()
         rows[:, -1] = FAR_POSITION
         for row, place in zip(rows, places, strict=False):
-            row.copy_(torch.tensor(place.fields()))
+            row.copy_(torch.tensor(place.fields(self._aligned)))
         self._places[layer][sequence] = tuple(places)
 
     def clear(self, layer: int, sequence: int) -> None:

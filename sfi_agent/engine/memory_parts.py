@@ -1,0 +1,60 @@
+"""What fills a device, so that running out of memory names parts that somebody can make smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from sfi_agent.engine.requests import StepRequest
+from sfi_agent.errors import OutOfDeviceMemoryError, explain
+
+if TYPE_CHECKING:
+    from sfi_agent.engine.runner import Runner
+
+__all__ = ["memory_parts", "typed_memory_errors"]
+
+_REMEDY = (
+    "lower memory.selected_tokens or the number of sessions, close sessions that are no longer "
+    "needed, shorten histories, set history.reserve_tokens so that buffers need not grow, or "
+    "lower prefill_chunk_tokens of the Engine"
+)
+
+
+def memory_parts(runner: Runner, requests: Sequence[StepRequest]) -> dict[str, int]:
+    """Bytes by what holds them, as far as these requests can see."""
+    sequences = [request.sequence for request in requests]
+    parts = {
+        "weights": sum(parameter.nbytes for parameter in runner.model.parameters()),
+        f"histories of {len(sequences)} sequences": sum(item.history_bytes for item in sequences),
+        f"memories of {len(sequences)} sequences": sum(item.memory_bytes for item in sequences),
+    }
+    if runner.programs is not None:
+        parts["evidence and selection of captured steps"] = runner.programs.bytes
+    device = runner.shape.device
+    if device.type == "cuda":
+        known = sum(parts.values())
+        used = torch.cuda.memory_allocated(device)
+        parts["other sessions, activations and captured steps"] = max(0, used - known)
+        parts["free"] = torch.cuda.mem_get_info(device)[0]
+    return parts
+
+
+@contextmanager
+def typed_memory_errors(runner: Runner, requests: Sequence[StepRequest]) -> Iterator[None]:
+    """Turn a device's out-of-memory error into ours, with the parts and their sizes."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        parts = memory_parts(runner, requests)
+        shown = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
+        raise OutOfDeviceMemoryError(
+            explain(
+                "stepped on a device without enough free memory",
+                got=f"{str(error).splitlines()[0].rstrip('.')} ({shown})",
+                remedy=_REMEDY,
+            ),
+            parts=parts,
+        ) from error

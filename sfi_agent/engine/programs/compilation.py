@@ -1,0 +1,82 @@
+"""A model's layers compiled while a program is warmed up and captured, and as before afterwards.
+
+Every module is compiled for itself, so all layers share one compiled code: what differs between
+them (weights, where their keys lie) is an input or is looked up while the code runs. Compiled code
+is kept on disk by torch and Triton, so that a second process only traces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["compiled_modules", "modules_to_compile"]
+
+_MOST_VARIANTS = 64
+"""Batch sizes x kinds of layers that one module class may be compiled for."""
+
+
+def modules_to_compile(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, the final norm, the rotary embedding and the head, where they are found."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return []
+    others = [getattr(decoder, "norm", None), model.get_output_embeddings()]
+    return [*layers, *(module for module in others if isinstance(module, nn.Module))]
+
+
+@contextmanager
+def compiled_modules(
+    model: PreTrainedModel, backend: Callable[..., Any], on_progress: Callable[[str], None]
+) -> Iterator[None]:
+    """Let calls of the model run compiled code for the length of a with block.
+
+    Args:
+        model: In eval mode.
+        backend: The same object every time, so that compiled code is found again.
+        on_progress: Told when something was compiled.
+    """
+    modules = modules_to_compile(model)
+    before = [module._compiled_call_impl for module in modules]
+    with torch._dynamo.config.patch(
+        recompile_limit=_MOST_VARIANTS, accumulated_recompile_limit=4 * _MOST_VARIANTS
+    ):
+        try:
+            for module in modules:
+                module.compile(backend=_timed(backend, on_progress), dynamic=False)
+            yield
+        finally:
+            for module, compiled in zip(modules, before, strict=True):
+                module._compiled_call_impl = compiled
+
+
+_timed_backends: dict[int, Callable[..., Any]] = {}
+
+
+def _timed(backend: Callable[..., Any], on_progress: Callable[[str], None]) -> Callable[..., Any]:
+    """The backend, saying how long it took; one object per backend, since it is compared."""
+
+    def compile_graph(graph: Any, inputs: Any) -> Any:
+        started = time.perf_counter()
+        compiled = backend(graph, inputs)
+        _progress.say(f"compiled a part of the model in {time.perf_counter() - started:.1f} s")
+        return compiled
+
+    _progress.say = on_progress
+    return _timed_backends.setdefault(id(backend), compile_graph)
+
+
+class _Progress:
+    say: Callable[[str], None] = staticmethod(lambda _: None)
+
+
+_progress = _Progress()
