@@ -132,7 +132,8 @@ class Evidence:
     Attributes:
         logits: `[batch, kv_heads, rows, candidates]` float32. Scaled post-RoPE attention logits;
             rows are queries x query heads of the KV head's group, query-major (row
-            `query * group + head`). Entries a row may not see are -inf.
+            `query * group + head`). Entries a row may not see are -inf. The room is used again
+            for the next evidence: a selector that keeps logits keeps a copy.
         key_norms: `[batch, kv_heads, candidates]` float32, L2 norms of the cached (post-RoPE)
             keys; None unless the selector needs "key_norms".
         rest_mass: `[batch, kv_heads, rows]` float32, each row's attention mass on sink and recent

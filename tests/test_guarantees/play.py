@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ class _RecordingRunner(Runner):
     """A runner that keeps the logits of every step, and what fast steps could see."""
 
     def __init__(self, inner: Runner, played: Played, look: bool) -> None:
-        super().__init__(inner.model, inner.shape, inner.prefill_chunk_tokens)
+        super().__init__(
+            inner.model, inner.shape, inner.prefill_chunk_tokens, execution="eager"
+        )
         self.played = played
         self.look = look
 
@@ -120,7 +122,9 @@ class _RecordingSelector:
         self.needs = inner.needs
 
     def select(self, evidence: Evidence, budget: int) -> Selection:
-        self.played.evidences.append((budget, evidence))
+        # Logits lie in room that the next evidence uses again.
+        kept = replace(evidence, logits=evidence.logits.clone())
+        self.played.evidences.append((budget, kept))
         return self.inner.select(evidence, budget)
 
 

@@ -79,7 +79,8 @@ def plan_linear(
         plan = _plan_one_row(width, lines, gated, element_bytes, multiprocessors)
     else:
         plan = _plan_many_rows(width, outputs, gated, element_bytes, multiprocessors)
-    return replace(plan, early_launch=early_launch)
+    # Over several rows it was slower on an H100: 3.5 ms instead of 2.9 for 36 layers of Qwen3-4B.
+    return replace(plan, early_launch=early_launch and one_row)
 
 
 def _plan_one_row(
@@ -88,11 +89,12 @@ def _plan_one_row(
     """Few lines per program and many programs, each with two tiles in flight."""
     at_once = 32 * _LOAD_BYTES // element_bytes
     # Narrow outputs give few programs, which must be larger to keep enough reads in flight.
-    warps = 2 if lines >= 4 * 8 * multiprocessors else 4
-    block_outputs = 8 if gated or lines >= 1 << 16 else 4
+    narrow = lines < 4 * 8 * multiprocessors
+    warps = 4 if narrow else 2
+    block_outputs = 2 if gated or narrow or lines >= 1 << 16 else 4
     while warps > 1 and warps * at_once > width:
         warps //= 2
-    return LinearPlan(block_outputs, warps * at_once, 1, warps, 1, min(512, warps * at_once))
+    return LinearPlan(block_outputs, warps * at_once, 1, warps, 1, min(256, warps * at_once))
 
 
 def _plan_many_rows(
@@ -106,10 +108,10 @@ def _plan_many_rows(
     if element_bytes == 4:
         # Without matrix units registers are the limit, not reading.
         return LinearPlan(32, 32, 1, 4, 2, 128)
-    plan = LinearPlan(64 if gated else 32, 128, 1, 4, 4, 256)
+    plan = LinearPlan(32, 128, 1, 4, 4, 256)
     programs = plan.programs(outputs, gated)
+    if programs >= multiprocessors:
+        return plan
     tiles = -(-width // plan.block_inputs)
     splits = min(-(-2 * multiprocessors // programs), max(1, tiles // 4), 8)
-    if programs > MOST_COUNTERS:
-        splits = 1
     return replace(plan, splits=splits)

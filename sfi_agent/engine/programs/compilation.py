@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,11 +52,24 @@ def compiled_modules(
     ):
         try:
             for module in modules:
-                module.compile(backend=_timed(backend, on_progress), dynamic=False)
+                call = _linear_call(module) if type(module) is nn.Linear else module._call_impl
+                # What `module.compile` sets, which leaves torch's own modules as they are.
+                module._compiled_call_impl = torch.compile(
+                    call, backend=_timed(backend, on_progress), dynamic=False
+                )
             yield
         finally:
             for module, compiled in zip(modules, before, strict=True):
                 module._compiled_call_impl = compiled
+
+
+def _linear_call(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """A linear layer as a function that the compiler follows."""
+
+    def call(hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, module.weight, module.bias)
+
+    return call
 
 
 _timed_backends: dict[int, Callable[..., Any]] = {}

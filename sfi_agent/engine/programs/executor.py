@@ -100,7 +100,8 @@ class ProgramSteps:
         if isinstance(request, RefreshStep):
             return None if sequence in self._blocks else "a block that ran eagerly"
         if isinstance(request, DenseStep) and request.interrupted is not None:
-            return "a prefill"
+            if len(request.ids) > 1 or request.interrupted():
+                return "a prefill"
         if isinstance(request, BlockStep) and request.continues:
             return "a block in several parts"
         if isinstance(request, (BlockStep, DenseStep)) and len(request.ids) > _LARGEST_BLOCK:
