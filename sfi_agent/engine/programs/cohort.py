@@ -17,7 +17,7 @@ from sfi_agent.engine.kernels import ExtentPlace, ExtentTable
 from sfi_agent.engine.programs.control import FAST, IDLE
 from sfi_agent.engine.sequence import SequenceState
 
-__all__ = ["Cohort", "Geometry", "geometry_of"]
+__all__ = ["Cohort", "Geometry", "geometry_of", "shared_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,19 @@ def geometry_of(sequence: SequenceState) -> Geometry | None:
     )
 
 
+def shared_tokens(sequences: Sequence[SequenceState]) -> int:
+    """Tokens at the start of all of these histories that lie in the same buffers."""
+    histories = [sequence.layers[0].history.extents for sequence in sequences]
+    shared = 0
+    for extents in zip(*histories, strict=False):
+        if any(extent.buffer is not extents[0].buffer for extent in extents):
+            break
+        shared += min(extent.tokens for extent in extents)
+        if any(extent.tokens != extents[0].tokens for extent in extents):
+            break
+    return shared
+
+
 class Cohort:
     """See the module text.
 
@@ -83,6 +96,8 @@ class Cohort:
         history: Extents of the histories.
         memory: The one extent of each memory; nothing on dense and sliding layers.
         memory_starts: `[layers, batch, kv_heads]` int64, first visible slot of the memories.
+        sparse_rows: `[layers, 1]` bool, whether fast steps read a memory there.
+        whole_rows: `[layers]` bool, whether dense steps read the whole history there.
         nothing: `[extents + 1, 5]` int64, the table row of a slot that does nothing.
         on_evict: Told of a sequence that loses its slot to another, before it does.
     """
@@ -103,6 +118,9 @@ class Cohort:
         self.nothing = self.history.fields[0, 0].clone()
         sparse = torch.tensor(geometry.sparse, device=device)
         self.sparse_rows = sparse[:, None]
+        self.whole_rows = torch.tensor(
+            [window is None for window in geometry.windows], device=device
+        )
         self.on_evict: Callable[[SequenceState, int], None] = lambda sequence, slot: None
         self._sequences: list[weakref.ref[SequenceState] | None] = [None] * batch
         self._placed: list[tuple[int, ...] | None] = [None] * batch

@@ -112,7 +112,13 @@ class CohortPrograms:
         return self._stores[ranking]
 
     def step(
-        self, kind: StepKind, mode: DrawMode, queries: int = 1, ranking: Ranking | None = None
+        self,
+        kind: StepKind,
+        mode: DrawMode,
+        queries: int = 1,
+        ranking: Ranking | None = None,
+        *,
+        shared: bool = False,
     ) -> StepProgram:
         """The program of a kind of step.
 
@@ -122,14 +128,21 @@ class CohortPrograms:
             mode: What the draw has to do.
             queries: Tokens per row, above 1 for blocks alone.
             ranking: Of the selector, for "mixed".
+            shared: Whether all rows share a prefix that is read once, for "dense" and "block".
         """
-        key = (kind, mode, queries, ranking)
+        key = (kind, mode, queries, ranking, shared)
         program = self._programs.get(key)
         if program is None:
             evidence = self.store(ranking) if kind == "mixed" else None
             kept = self._queries_buffer(queries) if kind == "block" else None
             layers = LayerSteps(
-                self.cohort, self._plans(kind, queries), self._query_heads, queries, evidence, kept
+                self.cohort,
+                self._plans(kind, queries),
+                self._query_heads,
+                queries,
+                evidence,
+                kept,
+                self._plan(1, queries * self.cohort.batch, self.capacity) if shared else None,
             )
             program = StepProgram(
                 self._model, self.cohort, layers, queries, mode, self._options.position_limit
@@ -176,20 +189,21 @@ class CohortPrograms:
             "mixed": ((slow, self.capacity), (batch, self.capacity)),
         }
         whole = ((batch, self.capacity), (batch, self.capacity))
-        rows = queries * self._query_heads // geometry.kv_heads
-        limits = device_limits(self.cohort.device)
         first, second = (
-            plan_attention(
-                sequences * geometry.kv_heads,
-                rows,
-                max(1, tokens),
-                max(geometry.key_dim, geometry.value_dim),
-                geometry.dtype.itemsize,
-                limits,
-            )
-            for sequences, tokens in sizes.get(kind, whole)
+            self._plan(sequences, queries, tokens) for sequences, tokens in sizes.get(kind, whole)
         )
         return first, second
+
+    def _plan(self, sequences: int, queries: int, tokens: int) -> AttentionPlan:
+        geometry = self.cohort.geometry
+        return plan_attention(
+            sequences * geometry.kv_heads,
+            queries * self._query_heads // geometry.kv_heads,
+            max(1, tokens),
+            max(geometry.key_dim, geometry.value_dim),
+            geometry.dtype.itemsize,
+            device_limits(self.cohort.device),
+        )
 
     def _queries_buffer(self, queries: int) -> Tensor:
         """Room for the queries of blocks; other block programs are dropped when it moves."""

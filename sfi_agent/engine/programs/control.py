@@ -27,12 +27,13 @@ CHAINED = -1
     _MEMORY_END,
     _HISTORY_END,
     _PROMPT_END,
+    _SHARED_END,
     _TEMPERATURE,
     _TOP_P,
     _TOP_K,
     _SEED,
     _TOKENS,
-) = range(9)
+) = range(10)
 _RING = 4
 """Copies may still be under way while the host writes the next ones."""
 
@@ -48,6 +49,7 @@ class SlotStep:
         tokens: Ids, as many as the program's queries at most, or CHAINED.
         sampler: How tokens are drawn.
         prompt_end: See `Evidence`; 0 where there is none.
+        shared_end: Tokens of a prefix that all slots of the step share; 0 where there is none.
     """
 
     kind: int
@@ -56,6 +58,7 @@ class SlotStep:
     tokens: tuple[int, ...]
     sampler: Sampler = Sampler()
     prompt_end: int = 0
+    shared_end: int = 0
 
 
 class Control:
@@ -67,7 +70,7 @@ class Control:
         device: Where the steps run.
 
     Attributes:
-        fields: `[batch, 8 + queries]` int64 on the device.
+        fields: `[batch, 9 + queries]` int64 on the device.
     """
 
     def __init__(self, batch: int, queries: int, device: torch.device) -> None:
@@ -94,6 +97,7 @@ class Control:
                 step.memory_end,
                 step.history_end,
                 step.prompt_end,
+                step.shared_end,
                 _bits(sampler.temperature),
                 _bits(sampler.top_p),
                 sampler.top_k,
@@ -126,6 +130,11 @@ class Control:
     def prompt_ends(self) -> Tensor:
         """`[batch]` int64."""
         return self.fields[:, _PROMPT_END]
+
+    @property
+    def shared_ends(self) -> Tensor:
+        """`[batch]` int64."""
+        return self.fields[:, _SHARED_END]
 
     @property
     def tokens(self) -> Tensor:

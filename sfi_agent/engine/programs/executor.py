@@ -13,7 +13,7 @@ import torch
 
 from sfi_agent.engine.decoding_state import Choice
 from sfi_agent.engine.kernels import kernel_problem
-from sfi_agent.engine.programs.cohort import Cohort, Geometry, geometry_of
+from sfi_agent.engine.programs.cohort import Cohort, Geometry, geometry_of, shared_tokens
 from sfi_agent.engine.programs.cohort_programs import CohortPrograms, ProgramOptions
 from sfi_agent.engine.programs.control import CHAINED, FAST, SLOW, SlotStep
 from sfi_agent.engine.programs.program import DrawMode, PendingStep, StepProgram
@@ -40,6 +40,8 @@ _BLOCK_STEP = 8
 _LARGEST_BLOCK = 128
 _MOST_EXTENTS = 8
 _LARGEST_BATCH = 64
+LEAST_SHARED_TOKENS = 1024
+"""Shorter shared prefixes are read row by row: a second launch and a merge cost more."""
 
 
 @dataclass(slots=True)
@@ -191,9 +193,10 @@ class ProgramSteps:
                 if isinstance(request, DenseStep) and request.flush_segment
             ]
             flush_segments(cohort, [s for s, _ in flushed], [q for _, q in flushed])
-            program = self._program(programs, requests)
+            shared = _shared_end(requests)
+            program = self._program(programs, requests, shared > 0)
             steps = {
-                slot: _slot_step(request)
+                slot: _slot_step(request, shared)
                 for slot, request in zip(slots, requests, strict=True)
             }
             pending = program.run(steps)
@@ -270,9 +273,11 @@ class ProgramSteps:
                 layer.history.make_room(queries)
         programs, slots = self._seat([request.sequence for request in requests], batch)
         self._ahead.pop(id(programs.cohort), None)
-        program = programs.step("block", _mode(requests), queries)
+        shared = _shared_end(requests)
+        program = programs.step("block", _mode(requests), queries, shared=shared > 0)
         steps = {
-            slot: _slot_step(request) for slot, request in zip(slots, requests, strict=True)
+            slot: _slot_step(request, shared)
+            for slot, request in zip(slots, requests, strict=True)
         }
         pending = program.run(steps)
         outcomes = []
@@ -369,7 +374,7 @@ class ProgramSteps:
             del self._blocks[sequence]
 
     def _program(
-        self, programs: CohortPrograms, requests: Sequence[FastStep | DenseStep]
+        self, programs: CohortPrograms, requests: Sequence[FastStep | DenseStep], shared: bool
     ) -> StepProgram:
         mode = _mode(requests)
         if all(isinstance(request, FastStep) for request in requests):
@@ -380,7 +385,7 @@ class ProgramSteps:
             if isinstance(request, DenseStep) and request.refresh is not None
         ]
         if not refreshing:
-            return programs.step("dense", mode)
+            return programs.step("dense", mode, shared=shared)
         return programs.step("mixed", mode, ranking=_ranking(refreshing[0]))
 
     def _kernel_problem(self, geometry: Geometry) -> str | None:
@@ -454,7 +459,23 @@ def _make_room(request: FastStep | DenseStep) -> None:
         layer.history.make_room(new)
 
 
-def _slot_step(request: FastStep | DenseStep | BlockStep) -> SlotStep:
+def _shared_end(requests: Sequence[FastStep | DenseStep | BlockStep]) -> int:
+    """How long a prefix the rows of a step share, where reading it once is worth a launch.
+
+    Slow steps that leave evidence do so row by row: they are staggered, so that no two of them
+    meet often.
+    """
+    if len(requests) < 2:
+        return 0
+    for request in requests:
+        single = isinstance(request, DenseStep) and len(request.ids) == 1
+        if isinstance(request, FastStep) or (single and request.refresh is not None):
+            return 0
+    shared = shared_tokens([request.sequence for request in requests])
+    return shared if shared >= LEAST_SHARED_TOKENS else 0
+
+
+def _slot_step(request: FastStep | DenseStep | BlockStep, shared_end: int) -> SlotStep:
     sequence, sampler = request.sequence, _sampler(request.drawing)
     assert sampler is not None
     processed = sequence.processed_tokens
@@ -462,7 +483,13 @@ def _slot_step(request: FastStep | DenseStep | BlockStep) -> SlotStep:
         assert sequence.layout is not None and sequence.layout.ready
         return SlotStep(FAST, sequence.layout.end, processed, (request.token_id,), sampler)
     return SlotStep(
-        SLOW, 0, processed, tuple(request.ids), sampler, prompt_end=_prompt_end(sequence)
+        SLOW,
+        0,
+        processed,
+        tuple(request.ids),
+        sampler,
+        prompt_end=_prompt_end(sequence),
+        shared_end=shared_end,
     )
 
 

@@ -17,12 +17,28 @@ from sfi_agent.engine.kernels import (
     attend,
     kept_range,
     make_scratch,
+    merge_parts,
     rank_layer,
 )
 from sfi_agent.engine.programs.cohort import Cohort
 from sfi_agent.protocols import Ranking
 
-__all__ = ["EvidenceStore", "LayerSteps", "StepRows"]
+__all__ = ["EvidenceStore", "LayerSteps", "SharedPrefix", "StepRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Tokens at the start of every row's history that lie in the same buffers.
+
+    Attributes:
+        fields: `[layers, 1, extents + 1, 5]` int64, the table rows of one of the sequences.
+        end: `[1]` int64, how many tokens are shared.
+        starts: `[1, kv_heads]` int64, all 0.
+    """
+
+    fields: Tensor
+    end: Tensor
+    starts: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,7 @@ class StepRows:
         history_tokens: `[batch]` int64, length of the histories of slow rows when the step is done;
             0 for others, which have no candidates then.
         prompt_ends: `[batch]` int64, see `Evidence`.
+        prefix: What all rows share, where the program reads it once; None elsewhere.
     """
 
     fields: Tensor
@@ -43,6 +60,7 @@ class StepRows:
     ends: Tensor
     history_tokens: Tensor
     prompt_ends: Tensor
+    prefix: SharedPrefix | None = None
 
 
 class EvidenceStore:
@@ -103,6 +121,7 @@ class LayerSteps:
         evidence: Where sparse layers leave evidence; None leaves none.
         captured_queries: `[layers, batch, queries or more, query_heads, key_dim]`, where the
             queries of blocks are kept; None keeps none.
+        prefix_plan: Of the shared prefix, where there is one, read by all rows at once.
     """
 
     def __init__(
@@ -113,15 +132,19 @@ class LayerSteps:
         queries: int,
         evidence: EvidenceStore | None = None,
         captured_queries: Tensor | None = None,
+        prefix_plan: AttentionPlan | None = None,
     ) -> None:
         geometry = cohort.geometry
         self.cohort = cohort
         self.plans = plans
         self.evidence = evidence
         self.captured_queries = captured_queries
+        self.prefix_plan = prefix_plan
         rows = queries * query_heads // geometry.kv_heads
         pairs = cohort.batch * geometry.kv_heads
         needed = max(plan.counters(pairs, rows) for plan in plans)
+        if prefix_plan is not None:
+            needed = max(needed, prefix_plan.counters(geometry.kv_heads, rows * cohort.batch))
         self._counters = torch.zeros(needed, dtype=torch.int32, device=cohort.device)
         self._kinds: Sequence[int] = ()
         self._rows: StepRows | None = None
@@ -169,6 +192,7 @@ class LayerSteps:
         buffers = None
         if self.evidence is not None and sparse:
             buffers = self.evidence.buffers(layer, geometry.sink_tokens, geometry.recent_tokens)
+        options = AttentionOptions(scale, window=geometry.windows[layer] or 0)
         out, lse = attend(
             query,
             keys.transpose(1, 2).contiguous(),
@@ -178,12 +202,38 @@ class LayerSteps:
             rows.ends[layer],
             self._counters,
             self.plans[0 if sparse else 1],
-            AttentionOptions(scale, window=geometry.windows[layer] or 0),
+            options,
             buffers,
         )
         if self.evidence is not None and buffers is not None:
             self.rank(layer, buffers, lse)
+        if rows.prefix is not None and geometry.windows[layer] is None:
+            return merge_parts([(out, lse), self._attend_prefix(layer, query, scale, rows.prefix)])
         return out
+
+    def _attend_prefix(
+        self, layer: int, query: Tensor, scale: float, prefix: SharedPrefix
+    ) -> tuple[Tensor, Tensor]:
+        """The queries of all rows over the prefix they share, which is read once."""
+        assert self.prefix_plan is not None
+        geometry, (batch, queries, heads, _) = self.cohort.geometry, query.shape
+        together = query.flatten(0, 1)[None]
+        shape = (1, batch * queries, geometry.kv_heads)
+        first = next((slot for slot, kind in enumerate(self._kinds) if kind), 0)
+        places = self.cohort.history.layer(layer).places[first]
+        out, lse = attend(
+            together,
+            query.new_zeros(*shape, geometry.key_dim),
+            query.new_zeros(*shape, geometry.value_dim),
+            LayerExtents(prefix.fields[layer], (places,)),
+            prefix.starts,
+            prefix.end,
+            self._counters,
+            self.prefix_plan,
+            AttentionOptions(scale, append=False, own_tokens=False),
+        )
+        by_row = lse[0].view(heads, batch, queries).transpose(0, 1)
+        return out.view(batch, queries, heads, -1), by_row
 
     def attend_for_evidence(self, layer: int, query: Tensor, scale: float) -> None:
         """Evidence of queries whose tokens are in the history already; reads keys only.

@@ -17,7 +17,7 @@ from torch import Tensor
 from sfi_agent.engine.program_attention import ProgramContext, running
 from sfi_agent.engine.programs.cohort import Cohort
 from sfi_agent.engine.programs.control import CHAINED, FAST, IDLE, SLOW, Control, SlotStep
-from sfi_agent.engine.programs.layer_steps import LayerSteps, StepRows
+from sfi_agent.engine.programs.layer_steps import LayerSteps, SharedPrefix, StepRows
 from sfi_agent.engine.sampling import SamplingRows, entropy_nats
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class Program:
         from_memory = (kinds == FAST)[None, :] & sparse
         ends = torch.where(from_memory, control.memory_ends[None], control.history_ends[None])
         starts = torch.where(from_memory[..., None], cohort.memory_starts, 0)
+        prefix = self._prefix(kinds)
+        if prefix is not None:
+            # What is shared is attended apart; rows of sliding layers read what is theirs.
+            whole = cohort.whole_rows[:, None, None]
+            starts = torch.where(whole, control.shared_ends[None, :, None], starts)
         processed = torch.where(kinds == SLOW, control.history_ends + self.own_tokens, 0)
         return StepRows(
             cohort.active_fields(kinds),
@@ -136,6 +141,19 @@ class Program:
             ends.contiguous(),
             processed,
             control.prompt_ends.contiguous(),
+            prefix,
+        )
+
+    def _prefix(self, kinds: Tensor) -> SharedPrefix | None:
+        """The prefix that the rows share, from any of them."""
+        if self.layers.prefix_plan is None:
+            return None
+        some = (kinds != IDLE).int().argmax()[None]
+        heads = self.cohort.geometry.kv_heads
+        return SharedPrefix(
+            self.cohort.history.fields.index_select(1, some),
+            self.control.shared_ends.index_select(0, some),
+            torch.zeros(1, heads, dtype=torch.int64, device=self.cohort.device),
         )
 
     def body(self) -> None:
