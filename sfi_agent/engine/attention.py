@@ -183,7 +183,9 @@ def _not_finite(
             + (f"{' and '.join(bad)} that are not" if bad else "a finite new token"),
             allowed="finite numbers",
             remedy="the weights may overflow in this number type: load the model in bfloat16 or "
-            "float32" if bad else "an earlier token's keys or values are damaged: rewind before it",
+            "float32"
+            if bad
+            else "an earlier token's keys or values are damaged: rewind before it",
         ),
         layer=index,
     )

@@ -5,10 +5,10 @@ those that should run now in one go, send the outcomes back. What a decoding ask
 not depend on the others; only when it gets it does.
 
 Two rules say who waits. Slow steps of single tokens are staggered: no more than a share of the
-sequences takes one in the same step, so that steps stay of even length and slow rows find fast rows
-to share the weights with; sequences that were held back once are out of step from then on. Blocks of
-rectify and verify are gathered: they are worth a pass of their own, so they wait until half of the
-sequences have one.
+sequences takes one in the same step, so that steps stay of even length and slow rows find fast
+rows to share the weights with; sequences that were held back once are out of step from then on.
+Blocks of rectify and verify are gathered: they are worth a pass of their own, so they wait until
+half of the sequences have one.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def chosen_lanes(live: Sequence[_Lane]) -> list[_Lane]:
 
 def _is_staggered(request: StepRequest | None) -> bool:
     """A slow step of one token; prefills and steps of mode dense are not held back."""
-    single = isinstance(request, DenseStep) and len(request.ids) == 1
-    return single and request.refresh is not None and request.interrupted is None
+    if not isinstance(request, DenseStep) or len(request.ids) > 1:
+        return False
+    return request.refresh is not None and request.interrupted is None
 
 
 def _is_block(request: StepRequest | None) -> bool:

@@ -29,7 +29,7 @@ from sfi_agent.engine.drafting import Drafter
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.requests import Moves, StepOutcome, StepRequest
 from sfi_agent.engine.runner import Runner
-from sfi_agent.engine.sampling import GivenTokens, TokenChooser
+from sfi_agent.engine.sampling import GivenTokens, Sampler
 from sfi_agent.engine.schedule import SegmentSchedule
 from sfi_agent.engine.steps import Steps
 from sfi_agent.observe.trace import StepKind, StepRecord
@@ -55,7 +55,7 @@ class Decoder:
     def __init__(
         self,
         runner: Runner,
-        sampler: TokenChooser,
+        sampler: Sampler,
         selector: Selector,
         monitor: BoundaryMonitor,
         settings: StepSettings,

@@ -43,10 +43,14 @@ class EagerSteps:
     def execute(self, requests: Sequence[StepRequest]) -> list[StepOutcome]:
         """See `Runner.execute`."""
         outcomes: list[StepOutcome | None] = [None] * len(requests)
-        together = [index for index, request in enumerate(requests) if is_single(request)]
+        together = {
+            index: request
+            for index, request in enumerate(requests)
+            if isinstance(request, (DenseStep, FastStep)) and is_single(request)
+        }
         if len(together) > 1:
-            singles = [request for request in requests if is_single(request)]
-            for index, outcome in zip(together, self._singles(singles), strict=True):
+            done = self._singles(list(together.values()))
+            for index, outcome in zip(together, done, strict=True):
                 outcomes[index] = outcome
         for index, request in enumerate(requests):
             if outcomes[index] is None:
@@ -116,8 +120,7 @@ class EagerSteps:
             [output.selected_mass for output in outputs],
         )
         return [
-            StepOutcome((choice,), found)
-            for choice, found in zip(choices, selections, strict=True)
+            StepOutcome((choice,), found) for choice, found in zip(choices, selections, strict=True)
         ]
 
     def _block(self, request: BlockStep) -> StepOutcome:

@@ -224,7 +224,8 @@ class Runner:
             raise
         for sequence in sequences:
             sequence.processed_tokens += tokens.shape[1]
-        return result.logits.float()
+        logits: Tensor = result.logits.float()
+        return logits
 
 
 def _mean_mass(context: StepContext) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Which requests programs execute, and what happens where they cannot: eager steps, and a reason."""
+"""Programs where they can run, eager steps with a reason where they cannot."""
 
 from __future__ import annotations
 
@@ -136,4 +136,3 @@ def make_programs(runner: Runner, execution: Execution) -> ProgramChoice | None:
     if execution == "eager" or runner.check_numbers or (execution == "auto" and not on_cuda):
         return None
     return ProgramChoice(runner, capture=execution == "auto")
-

@@ -53,7 +53,9 @@ class Geometry:
 def geometry_of(sequence: SequenceState) -> Geometry | None:
     """The geometry of a sequence with a history; None where its layers differ in size."""
     pieces = [next(layer.history.pieces()) for layer in sequence.layers]
-    sizes = {(piece.keys.shape[0], piece.keys.shape[-1], piece.values.shape[-1]) for piece in pieces}
+    sizes = {
+        (piece.keys.shape[0], piece.keys.shape[-1], piece.values.shape[-1]) for piece in pieces
+    }
     if len(sizes) > 1:
         return None
     layout = sequence.layout

@@ -25,7 +25,7 @@ _MOST_VARIANTS = 64
 
 
 def modules_to_compile(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers, the final norm, the rotary embedding and the head, where they are found."""
+    """The decoder layers, the final norm and the head, where they are found."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList):

@@ -1,4 +1,4 @@
-"""The attention of a program's layers: fast and slow rows in one launch, and what evidence leaves."""
+"""The attention of a program's layers: fast and slow rows in one launch, and their evidence."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ class EvidenceStore:
         self.ranking = ranking
         self.scratch: SelectionScratch | None = None
         if ranking is not None:
-            self.scratch = make_scratch(
-                ranking, layers, batch, geometry.kv_heads, capacity, device
-            )
+            self.scratch = make_scratch(ranking, layers, batch, geometry.kv_heads, capacity, device)
         shape = (kept, batch, geometry.kv_heads, group)
         self.logits = torch.zeros(*shape, capacity, device=device)
         self.rest_mass = torch.zeros(shape, device=device)

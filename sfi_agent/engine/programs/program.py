@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ _WARM_UP_RUNS = 2
 _RESULTS = 2
 _IN_FLIGHT = 4
 """Steps whose results may be on their way to the host at once."""
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class Program:
         torch.cuda.current_stream(device).wait_stream(stream)
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=cast(Any, pool), capture_error_mode="thread_local"):
             self.body()
         self._graph = graph
 

@@ -35,7 +35,7 @@ class RowRefresh:
     order: RefreshOrder
 
 
-def to_device(numbers: Sequence[int] | Sequence[Sequence[bool]], device: torch.device) -> Tensor:
+def to_device(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Numbers as a tensor on the device, without making the host wait."""
     tensor = torch.tensor(numbers)
     if device.type != "cuda":
@@ -59,9 +59,9 @@ def flush_segments(cohort: Cohort, slots: Sequence[int], rows: Sequence[Sequence
             most = max(most, tokens)
     if not most:
         return
-    bounds = to_device(numbers, cohort.device)
-    active = (bounds[1] > 0)[None] & cohort.sparse_rows
-    flush(cohort.memory, cohort.history, *bounds, active=active, most_tokens=most)
+    starts, lengths, ends = to_device(numbers, cohort.device)
+    active = (lengths > 0)[None] & cohort.sparse_rows
+    flush(cohort.memory, cohort.history, starts, lengths, ends, active, most_tokens=most)
     for slot, sequence in zip(slots, rows, strict=True):
         if tokens := numbers[1][slot]:
             for layer in sequence.layers:
