@@ -13,7 +13,8 @@ half of the sequences have one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from sfi_agent.engine.decoder import DecodeMoves
 from sfi_agent.engine.requests import BlockStep, DenseStep, StepOutcome, StepRequest
@@ -24,7 +25,13 @@ __all__ = ["BatchDecoding"]
 _SLOW_SHARE = 4
 """One sequence in so many may take a slow step at once, at least one."""
 
-Execute = Callable[[Sequence[StepRequest], int], list[StepOutcome]]
+
+class Execute(Protocol):
+    """`Runner.execute`."""
+
+    def __call__(
+        self, requests: Sequence[StepRequest], batch: int, waiting: int
+    ) -> list[StepOutcome]: ...
 
 
 class _Lane:
@@ -52,7 +59,7 @@ class BatchDecoding:
 
     Args:
         decodings: From `Decoder.moves`, or a wrapper of it that keeps the records.
-        execute: `Runner.execute`; also told how many decodings are still under way.
+        execute: Executes the requests of a tick.
     """
 
     def __init__(self, decodings: Sequence[DecodeMoves], execute: Execute) -> None:
@@ -69,7 +76,8 @@ class BatchDecoding:
                 tick += 1
                 chosen = chosen_lanes(live)
                 requests = [lane.request for lane in chosen if lane.request is not None]
-                outcomes = self._execute(requests, len(live))
+                # Always the slots of the whole batch: a shorter one would be other programs.
+                outcomes = self._execute(requests, len(self._lanes), len(live) - len(chosen))
                 for lane, outcome in zip(chosen, outcomes, strict=True):
                     lane.advance(outcome, tick)
         finally:

@@ -124,11 +124,9 @@ class Decoder:
         sequence, todo = state.sequence, state.unprocessed
         before = sequence.processed_tokens
         try:
-            output = self.runner.dense(sequence, todo)
+            return self.runner.process(sequence, todo).logits
         finally:
             sequence.cut(before)
-        assert output is not None
-        return output.logits
 
     def _decode_directly(
         self, state: DecodingState, limits: DecodeLimits, schedule: SegmentSchedule
@@ -159,7 +157,7 @@ class Decoder:
     ) -> Moves[tuple[StepKind, str, Choice]]:
         """Process the chosen token and draw the one after it; `more` may follow that."""
         if not self._settings.sparse:
-            return "slow", "dense", (yield from self.steps.dense(state))
+            return "slow", "dense", (yield from self.steps.dense(state, may_continue=more))
         reason = schedule.slow_reason()
         if reason is not None:
             schedule.took_slow()

@@ -166,7 +166,10 @@ class LayerHistory:
             extent.tokens -= dropped
             surplus -= dropped
             if extent.owned:
-                limit = max(extent.tokens, extent.buffer.shared_tokens)
+                shared = extent.buffer.shared_tokens
+                # Below what others read, the next token begins an extent of its own.
+                self.moves.count += extent.tokens < shared
+                limit = max(extent.tokens, shared)
                 extent.buffer.normed_tokens = min(extent.buffer.normed_tokens, limit)
             if extent.tokens == 0:
                 self.extents.pop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sfi_agent.engine.requests import StepRequest
+from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.errors import OutOfDeviceMemoryError, explain
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ _REMEDY = (
 )
 
 
-def memory_parts(runner: Runner, requests: Sequence[StepRequest]) -> dict[str, int]:
-    """Bytes by what holds them, as far as these requests can see."""
-    sequences = [request.sequence for request in requests]
+def memory_parts(runner: Runner, sequences: Sequence[SequenceState]) -> dict[str, int]:
+    """Bytes by what holds them, as far as the steps of these sequences can see."""
     parts = {
         "weights": sum(parameter.nbytes for parameter in runner.model.parameters()),
         f"histories of {len(sequences)} sequences": sum(item.history_bytes for item in sequences),
@@ -43,12 +42,12 @@ def memory_parts(runner: Runner, requests: Sequence[StepRequest]) -> dict[str, i
 
 
 @contextmanager
-def typed_memory_errors(runner: Runner, requests: Sequence[StepRequest]) -> Iterator[None]:
+def typed_memory_errors(runner: Runner, sequences: Sequence[SequenceState]) -> Iterator[None]:
     """Turn a device's out-of-memory error into ours, with the parts and their sizes."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        parts = memory_parts(runner, requests)
+        parts = memory_parts(runner, sequences)
         shown = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
         raise OutOfDeviceMemoryError(
             explain(

@@ -73,6 +73,8 @@ class DenseStep:
         refresh: What follows; None leaves the memory alone.
         flush_segment: Whether the open segment's keys and values go into the history first.
         interrupted: Asked between chunks of a long input; true ends the step early.
+        may_continue: Whether the same kind of step over the drawn token is likely to follow (see
+            `FastStep`).
     """
 
     sequence: SequenceState
@@ -82,6 +84,7 @@ class DenseStep:
     refresh: RefreshOrder | None = None
     flush_segment: bool = False
     interrupted: Callable[[], bool] | None = None
+    may_continue: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,20 +80,37 @@ class Runner:
         self._lock = threading.RLock()
         self.programs = make_programs(self, execution)
 
-    def execute(self, requests: Sequence[StepRequest], batch: int = 1) -> list[StepOutcome]:
+    def execute(
+        self, requests: Sequence[StepRequest], batch: int = 1, waiting: int = 0
+    ) -> list[StepOutcome]:
         """Execute requests of different sequences, single tokens in one forward pass.
 
         Args:
             requests: At least one, each of another sequence.
-            batch: How many sequences are being decoded together, those that wait included.
+            batch: How many sequences are decoded together, those included that wait or have ended.
+            waiting: How many of them wait for a later step.
 
         Returns:
             One outcome per request. When a step raises, every sequence stays between two steps.
         """
-        with self._lock, typed_memory_errors(self, requests):
+        with self._lock, typed_memory_errors(self, [request.sequence for request in requests]):
             if self.programs is None:
                 return self._eager.execute(requests)
-            return self.programs.execute(requests, batch, self._eager)
+            return self.programs.execute(requests, batch, waiting, self._eager)
+
+    def process(self, sequence: SequenceState, ids: Sequence[int]) -> StepOutput:
+        """Process tokens densely for somebody who asks outside of a decoding.
+
+        Args:
+            sequence: Its segment must have been flushed.
+            ids: At least one token.
+        """
+        with self._lock, typed_memory_errors(self, [sequence]):
+            if self.programs is not None:
+                self.programs.forget(sequence)
+            output = self.dense(sequence, ids)
+        assert output is not None
+        return output
 
     def dense(
         self,

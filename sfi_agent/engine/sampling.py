@@ -10,7 +10,7 @@ trick; Gumbel 1954, Maddison et al. 2014, arXiv 1411.0030).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,18 +37,6 @@ class TokenChooser(Protocol):
     """Chooses the token of a position from logits `[vocabulary]`, on their device (`Sampler`)."""
 
     def choose(self, logits: Tensor, position: int) -> Tensor: ...
-
-
-@runtime_checkable
-class OverridingChooser(TokenChooser, Protocol):
-    """Chooses by a sampler, except where it says otherwise from the position alone."""
-
-    @property
-    def sampler(self) -> Sampler: ...
-
-    def at(self, position: int, drawn: int) -> int:
-        """The token of a position, where the sampler drew another."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +89,31 @@ class Sampler:
         return scores
 
 
-@dataclass(frozen=True, slots=True)
-class GivenTokens:
+class OverridingChooser:
+    """Chooses by a sampler, except where it says otherwise from the position alone.
+
+    A base class and not a protocol, because it is asked for several times per token.
+
+    Attributes:
+        sampler: Chooses where nothing is overridden.
+    """
+
+    sampler: Sampler
+
+    def at(self, position: int, drawn: int) -> int:
+        """The token of a position, where the sampler drew another."""
+        raise NotImplementedError
+
+    def choose(self, logits: Tensor, position: int) -> Tensor:
+        """The token of a position, `[]` int64 on the device of the logits."""
+        token = self.at(position, -1)
+        if token < 0:
+            return self.sampler.choose(logits, position)
+        return torch.full((), token, dtype=torch.int64, device=logits.device)
+
+
+@dataclass(frozen=True)
+class GivenTokens(OverridingChooser):
     """Takes tokens as given, whatever the logits say (teacher forcing), and chooses behind them.
 
     Attributes:
@@ -114,13 +125,6 @@ class GivenTokens:
     first_position: int
     token_ids: tuple[int, ...]
     sampler: Sampler
-
-    def choose(self, logits: Tensor, position: int) -> Tensor:
-        """The token of a position, `[]` int64 on the device of the logits."""
-        token = self.at(position, -1)
-        if token < 0:
-            return self.sampler.choose(logits, position)
-        return torch.full((), token, dtype=torch.int64, device=logits.device)
 
     def at(self, position: int, drawn: int) -> int:
         """The token of a position, where the sampler drew another."""

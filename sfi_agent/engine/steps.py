@@ -99,10 +99,12 @@ class Steps:
             self.monitor.reset(state.ids[-prompt:])
         return outcome.choice
 
-    def dense(self, state: DecodingState) -> Moves[Choice]:
-        """Process the pending token of mode dense and draw."""
+    def dense(self, state: DecodingState, *, may_continue: bool) -> Moves[Choice]:
+        """Process the pending token of mode dense and draw (`may_continue`: see `DenseStep`)."""
         drawing = self._drawing(len(state.ids))
-        outcome = yield DenseStep(state.sequence, state.unprocessed, drawing)
+        outcome = yield DenseStep(
+            state.sequence, state.unprocessed, drawing, may_continue=may_continue
+        )
         return outcome.choice
 
     def fast(

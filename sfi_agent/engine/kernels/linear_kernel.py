@@ -124,6 +124,38 @@ def _finish(
     tl.store(target, total.to(dtype), mask=(row < rows)[:, None] & (column < outputs)[None, :])
 
 
+@triton.jit
+def _block_of(program, n0, n1, COUNT: tl.constexpr, BLOCK_OUT: tl.constexpr):
+    """Which of the weights a program belongs to, and which block of its outputs is its own."""
+    slot, block = 0, program
+    if COUNT > 1:
+        blocks = tl.cdiv(n0, BLOCK_OUT)
+        slot = (program >= blocks).to(tl.int32)
+        block = program - slot * blocks
+    if COUNT > 2:
+        more = tl.cdiv(n1, BLOCK_OUT)
+        last = (program >= blocks + more).to(tl.int32)
+        slot, block = slot + last, block - last * more
+    return slot, block
+
+
+@triton.jit
+def _leave_part(
+    total, partial, counters, program, split, rows, ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Store this split's sums; which splits of the program were finished before it."""
+    row, line = tl.arange(0, ROWS), tl.arange(0, BLOCK_OUT)
+    known = (row < rows)[:, None] & (line >= 0)[None, :]
+    place = partial + program * SPLITS * ROWS * BLOCK_OUT
+    place = place + row[:, None] * BLOCK_OUT + line[None, :]
+    tl.store(place + split * ROWS * BLOCK_OUT, total, mask=known)
+    # As in merge_kernel.py: the barrier orders this program's stores before its count, the atomic
+    # orders the counts of all before the loads of the last.
+    tl.debug_barrier()
+    return place, known, tl.atomic_add(counters + program, 1, sem="acq_rel", scope="gpu")
+
+
 @triton.jit(do_not_specialize=["n0", "n1", "n2", "rows"])
 def linear_kernel(
     x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, width, rows, partial, counters,
@@ -144,15 +176,7 @@ def linear_kernel(
         column = first + line // 2
         out, bias = y0, b0
     else:
-        slot, block = 0, program
-        if COUNT > 1:
-            blocks = tl.cdiv(n0, BLOCK_OUT)
-            slot = (program >= blocks).to(tl.int32)
-            block = program - slot * blocks
-        if COUNT > 2:
-            more = tl.cdiv(n1, BLOCK_OUT)
-            last = (program >= blocks + more).to(tl.int32)
-            slot, block = slot + last, block - last * more
+        slot, block = _block_of(program, n0, n1, COUNT, BLOCK_OUT)
         outputs, first = _choose(slot, n0, n1, n2, COUNT), block * BLOCK_OUT
         column = first + line
         out, bias = _choose(slot, y0, y1, y2, COUNT), _choose(slot, b0, b1, b2, COUNT)
@@ -173,15 +197,9 @@ def linear_kernel(
             total, bias, out, slot, column, outputs, rows, first, GATED, BIAS, ROWS, BLOCK_OUT
         )  # fmt: skip
     else:
-        row = tl.arange(0, ROWS)
-        known = (row < rows)[:, None] & (line >= 0)[None, :]
-        place = partial + program * SPLITS * ROWS * BLOCK_OUT
-        place = place + row[:, None] * BLOCK_OUT + line[None, :]
-        tl.store(place + split * ROWS * BLOCK_OUT, total, mask=known)
-        # As in merge_kernel.py: the barrier orders this program's stores before its count, the
-        # atomic orders the counts of all before the loads of the last.
-        tl.debug_barrier()
-        finished = tl.atomic_add(counters + program, 1, sem="acq_rel", scope="gpu")
+        place, known, finished = _leave_part(
+            total, partial, counters, program, split, rows, ROWS, BLOCK_OUT, SPLITS
+        )  # fmt: skip
         if finished == SPLITS - 1:
             total = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
             for share in tl.static_range(SPLITS):

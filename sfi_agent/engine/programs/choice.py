@@ -10,6 +10,7 @@ import torch
 from sfi_agent.engine.programs.cohort_programs import ProgramNotMade, ProgramOptions
 from sfi_agent.engine.programs.executor import ProgramSteps
 from sfi_agent.engine.requests import StepOutcome, StepRequest
+from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.errors import SfiError
 from sfi_agent.observe.log import log_event
 
@@ -68,10 +69,10 @@ class ProgramChoice:
         """Compile the model's modules in programs made from now on; those there are dropped."""
         if backend is not self._backend:
             self._backend = backend
-            self._steps = self._make()
+            self._start_anew(self._make())
 
     def execute(
-        self, requests: Sequence[StepRequest], batch: int, eager: EagerSteps
+        self, requests: Sequence[StepRequest], batch: int, waiting: int, eager: EagerSteps
     ) -> list[StepOutcome]:
         """See `Runner.execute`."""
         steps = self._steps
@@ -85,15 +86,22 @@ class ProgramChoice:
             if problem is not None:
                 self._say(problem)
                 steps.forget(request.sequence)
-        done = iter(self._by_program(steps, by_program, batch, eager) if by_program else [])
+        done = iter(
+            self._by_program(steps, by_program, batch, waiting, eager) if by_program else []
+        )
         done_eagerly = iter(eager.execute(eagerly) if eagerly else [])
         return [next(done if problem is None else done_eagerly) for problem in problems]
 
     def _by_program(
-        self, steps: ProgramSteps, requests: Sequence[StepRequest], batch: int, eager: EagerSteps
+        self,
+        steps: ProgramSteps,
+        requests: Sequence[StepRequest],
+        batch: int,
+        waiting: int,
+        eager: EagerSteps,
     ) -> list[StepOutcome]:
         try:
-            return steps.execute(requests, batch)
+            return steps.execute(requests, batch, waiting)
         except (SfiError, torch.OutOfMemoryError):
             raise
         except ProgramNotMade as error:
@@ -101,15 +109,23 @@ class ProgramChoice:
             self.problem = f"{type(cause).__name__}: {cause}"
             compiled = self._backend is not None
             log_event("warning", "programs_unavailable", compiled=compiled, reason=self.problem)
-            if self._backend is not None:
-                # Without compilation it may still be captured.
-                self._backend = None
-                self._steps = self._make()
-                return self.execute(requests, batch, eager)
-            self._steps = None
-            for request in requests:
-                steps.forget(request.sequence)
-            return eager.execute(requests)
+            # Without compilation it may still be captured.
+            self._backend = None
+            self._start_anew(self._make() if compiled else None)
+            left = [r for r, done in zip(requests, error.outcomes, strict=True) if done is None]
+            outcomes = iter(self.execute(left, batch, waiting, eager))
+            return [next(outcomes) if done is None else done for done in error.outcomes]
+
+    def forget(self, sequence: SequenceState) -> None:
+        """This sequence is processed by somebody else."""
+        if self._steps is not None:
+            self._steps.forget(sequence)
+
+    def _start_anew(self, steps: ProgramSteps | None) -> None:
+        """Step with these programs, or with none; sequences take along what the others keep."""
+        if self._steps is not None:
+            self._steps.forget_all()
+        self._steps = steps
 
     def _say(self, problem: str) -> None:
         if problem not in self._said and problem not in _EXPECTED:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from sfi_agent.engine.sequence import SequenceState
 __all__ = ["Cohort", "Geometry", "geometry_of", "shared_tokens"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometry:
     """What sequences must have in common to step together.
 
@@ -44,6 +45,14 @@ class Geometry:
     value_dim: int
     dtype: torch.dtype
     extents: int
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Asked for several times per step and row.
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -217,7 +226,8 @@ def _signature(sequence: SequenceState) -> tuple[int, ...]:
 
 
 def _writes_in_place(sequence: SequenceState) -> bool:
-    return all(layer.history.extents[-1].owned for layer in sequence.layers)
+    last = [layer.history.extents[-1] for layer in sequence.layers]
+    return all(end.owned and end.tokens >= end.buffer.shared_tokens for end in last)
 
 
 def _next_power(extents: int) -> int:

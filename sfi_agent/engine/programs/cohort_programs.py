@@ -4,7 +4,7 @@ what they were made for."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from sfi_agent.engine.programs.cohort import Cohort
 from sfi_agent.engine.programs.compilation import compiled_modules
 from sfi_agent.engine.programs.layer_steps import EvidenceStore, LayerSteps
 from sfi_agent.engine.programs.program import DrawMode, EvidenceProgram, Program, StepProgram
+from sfi_agent.engine.requests import StepOutcome
 from sfi_agent.errors import SfiError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.protocols import Ranking
@@ -34,7 +35,13 @@ _LEAST_CAPACITY = 8192
 
 
 class ProgramNotMade(Exception):
-    """A program could not be compiled or captured; its cause says why. Nothing was stepped."""
+    """A program could not be compiled or captured; its cause says why. It stepped nothing.
+
+    Attributes:
+        outcomes: Of the requests that were executed before; None for the others.
+    """
+
+    outcomes: Sequence[StepOutcome | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class CohortPrograms:
 
     Attributes:
         capacity: Most tokens of a history that the present programs are made for.
+        scales: Factor of the attention logits per layer, known with the first program.
     """
 
     def __init__(
@@ -88,7 +96,7 @@ class CohortPrograms:
         self._programs: dict[tuple[Any, ...], Program] = {}
         self._stores: dict[Ranking | None, EvidenceStore] = {}
         self._captured_queries: Tensor | None = None
-        self._scales: list[float] = []
+        self.scales: list[float] = []
 
     @property
     def bytes(self) -> int:
@@ -147,8 +155,7 @@ class CohortPrograms:
             program = StepProgram(
                 self._model, self.cohort, layers, queries, mode, self._options.position_limit
             )
-            self._make(program, f"{kind} step, batch {self.cohort.batch}, {queries} queries",
-                       compiled=queries == 1)  # fmt: skip
+            self._make(program, f"{kind} step, batch {self.cohort.batch}, {queries} queries")
             self._check_order(layers)
             self._programs[key] = program
         assert isinstance(program, StepProgram)
@@ -168,8 +175,8 @@ class CohortPrograms:
                 store,
                 self._captured_queries,
             )
-            program = EvidenceProgram(self.cohort, layers, self._scales)
-            self._make(program, f"evidence, batch {self.cohort.batch}", compiled=False)
+            program = EvidenceProgram(self.cohort, layers, self.scales)
+            self._make(program, f"evidence, batch {self.cohort.batch}")
             self._programs[key] = program
         assert isinstance(program, EvidenceProgram)
         return program
@@ -215,10 +222,12 @@ class CohortPrograms:
             self._captured_queries = torch.zeros(
                 *shape, geometry.key_dim, dtype=geometry.dtype, device=self.cohort.device
             )
+            if present is not None:
+                self._captured_queries[:, :, : present.shape[2]].copy_(present)
         assert self._captured_queries is not None
         return self._captured_queries
 
-    def _make(self, program: Program, what: str, *, compiled: bool) -> None:
+    def _make(self, program: Program, what: str) -> None:
         options = self._options
         if not options.capture:
             # Run idle, so that what goes wrong goes wrong before anything is stepped.
@@ -226,7 +235,7 @@ class CohortPrograms:
             return
         started = time.perf_counter()
         options.on_progress(f"preparing {what}")
-        backend = options.compile_backend if compiled else None
+        backend = options.compile_backend
         around = (
             compiled_modules(self._model, backend, options.on_progress)
             if backend is not None
@@ -246,7 +255,7 @@ class CohortPrograms:
     def _check_order(self, layers: LayerSteps) -> None:
         """Layers must have asked one after the other: they are told apart by their turn."""
         if layers.scales:
-            self._scales = list(layers.scales)
+            self.scales = list(layers.scales)
         expected = len(self.cohort.geometry.sparse)
         if len(layers.scales) != expected or layers.order not in ([], list(range(expected))):
             raise UnsupportedModelError(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
-from sfi_agent.engine.programs.ahead import Ahead, begin_next, continues
+from sfi_agent.engine.programs.ahead import AheadSteps
 from sfi_agent.engine.programs.cohort import Cohort, Geometry
-from sfi_agent.engine.programs.cohort_programs import CohortPrograms, ProgramOptions
+from sfi_agent.engine.programs.cohort_programs import (
+    CohortPrograms,
+    ProgramNotMade,
+    ProgramOptions,
+)
 from sfi_agent.engine.programs.control import SLOW, SlotStep
 from sfi_agent.engine.programs.program import StepProgram
 from sfi_agent.engine.programs.refreshing import RowRefresh, flush_segments, refresh_rows
@@ -47,6 +51,13 @@ _BLOCK_STEP = 8
 _LARGEST_BATCH = 64
 
 
+class _KeptBlock(NamedTuple):
+    """Whose captured queries hold the last block of a sequence, and how many tokens it had."""
+
+    programs: CohortPrograms
+    tokens: int
+
+
 class ProgramSteps:
     """See the module text.
 
@@ -74,8 +85,9 @@ class ProgramSteps:
         self._options = options
         self._cohorts: dict[tuple[Geometry, int], CohortPrograms] = {}
         self._support = Support(device, kernels=options.capture)
-        self._blocks: WeakKeyDictionary[SequenceState, CohortPrograms] = WeakKeyDictionary()
-        self._ahead: dict[int, Ahead] = {}
+        self._blocks: WeakKeyDictionary[SequenceState, _KeptBlock] = WeakKeyDictionary()
+        self._ahead = AheadSteps()
+        self._others = False
         self.least_capacity_tokens = 0
 
     @property
@@ -86,42 +98,75 @@ class ProgramSteps:
     def problem(self, request: StepRequest) -> str | None:
         """What keeps a request from programs, in words; None if nothing does."""
         if isinstance(request, RefreshStep):
-            return None if request.sequence in self._blocks else "a block that ran eagerly"
+            if request.sequence not in self._blocks:
+                return "a block that ran eagerly"
+            several = request.stop_row - request.first_row > 1
+            return "several evidence queries" if several else None
         return self._support.problem(request)
 
     @torch.no_grad()
-    def execute(self, requests: Sequence[StepRequest], batch: int) -> list[StepOutcome]:
+    def execute(
+        self, requests: Sequence[StepRequest], batch: int, waiting: int = 0
+    ) -> list[StepOutcome]:
         """Execute requests that have no problem.
 
         Args:
             requests: Each of another sequence.
             batch: Sequences that are decoded together.
+            waiting: How many of them wait for a later step.
+
+        Raises:
+            ProgramNotMade: Some were not stepped at all, the others whole (see its `outcomes`).
         """
-        groups: dict[tuple[str, object], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(self._group_of(request), []).append(index)
-        outcomes: list[StepOutcome] = [StepOutcome()] * len(requests)
-        for (kind, _), members in groups.items():
-            done = self._group(kind, [requests[index] for index in members], batch)
+        outcomes: list[StepOutcome | None] = [None] * len(requests)
+        groups = self._groups(requests)
+        self._others = waiting > 0 or len(groups) > 1
+        for kind, members in groups:
+            try:
+                done = self._group(kind, [requests[index] for index in members], batch)
+            except ProgramNotMade as error:
+                error.outcomes = outcomes
+                raise
             for index, outcome in zip(members, done, strict=True):
                 outcomes[index] = outcome
-        return outcomes
+        return [outcome for outcome in outcomes if outcome is not None]
 
-    def _group_of(self, request: StepRequest) -> tuple[str, object]:
-        """Requests of one group can be executed in one step."""
+    def _groups(self, requests: Sequence[StepRequest]) -> list[tuple[str, list[int]]]:
+        """Requests that one step executes: its kind and their indices.
+
+        Slow rows and fast rows share a step, but evidence is left in one form per step: rows of
+        another kind of selector step apart.
+        """
+        groups: dict[tuple[str, object, Ranking | None], list[int]] = {}
+        for index, request in enumerate(requests):
+            kind, place = kind_of(request), self._place(request)
+            ranking = ranking_of(request) if kind in ("mixed", "refresh") else None
+            groups.setdefault((kind, place, ranking), []).append(index)
+        for kind, place, ranking in list(groups):
+            if kind == "mixed":
+                groups[kind, place, ranking] += groups.pop(("fast", place, None), [])
+        return [(kind, members) for (kind, _, _), members in groups.items()]
+
+    def _place(self, request: StepRequest) -> object:
+        """Equal for requests that can be executed by the same programs."""
         if isinstance(request, RefreshStep):
-            return "refresh", self._blocks[request.sequence]
-        kind = kind_of(request)
-        # Slow rows and fast rows share a step.
-        kind = "single" if kind in ("fast", "mixed") else kind
-        return kind, self._support.geometry(request.sequence)
+            return self._blocks[request.sequence].programs
+        return self._support.geometry(request.sequence)
+
+    def forget_all(self) -> None:
+        """As `forget`, for every sequence."""
+        self._ahead.clear()
+        for sequence in list(self._blocks):
+            self.forget(sequence)
 
     def forget(self, sequence: SequenceState) -> None:
-        """This sequence is stepped elsewhere: what was begun or kept for it is stale."""
-        self._blocks.pop(sequence, None)
-        for cohort, ahead in list(self._ahead.items()):
-            if ahead.sequence() is sequence:
-                del self._ahead[cohort]
+        """This sequence is stepped elsewhere: what was begun for it is stale, and the queries of
+        its block go along."""
+        block = self._blocks.get(sequence)
+        if block is not None:
+            slot = block.programs.cohort.take_slots([sequence])[0]
+            self._keep_queries(block.programs, sequence, slot)
+        self._ahead.forget(sequence)
 
     def _group(self, kind: str, requests: Sequence[StepRequest], batch: int) -> list[StepOutcome]:
         if kind == "refresh":
@@ -130,13 +175,7 @@ class ProgramSteps:
         if kind == "block":
             blocks = [r for r in requests if isinstance(r, (BlockStep, DenseStep))]
             return self._block(blocks, batch)
-        singles = [r for r in requests if isinstance(r, (FastStep, DenseStep))]
-        slow = [request for request in singles if isinstance(request, DenseStep)]
-        rankings = {ranking_of(request) for request in slow if request.refresh is not None}
-        if len(rankings) > 1:
-            # Evidence is left in one form per step: rows of another kind of selector step apart.
-            return [self._single([request], batch)[0] for request in singles]
-        return self._single(singles, batch)
+        return self._single([r for r in requests if isinstance(r, (FastStep, DenseStep))], batch)
 
     def _single(self, requests: Sequence[FastStep | DenseStep], batch: int) -> list[StepOutcome]:
         """One token of each sequence, slow rows and fast rows in one pass."""
@@ -145,8 +184,8 @@ class ProgramSteps:
             make_room(request)
         programs, slots = self._seat(sequences, batch)
         cohort = programs.cohort
-        ahead = self._ahead.pop(id(cohort), None)
-        if ahead is not None and continues(ahead, requests):
+        ahead, shared = self._ahead.take(cohort, slots, requests), shared_end(requests)
+        if ahead is not None and ahead.pending is not None:
             program, pending = ahead.program, ahead.pending
         else:
             flushed = [
@@ -155,7 +194,6 @@ class ProgramSteps:
                 if isinstance(request, DenseStep) and request.flush_segment
             ]
             flush_segments(cohort, [s for s, _ in flushed], [q for _, q in flushed])
-            shared = shared_end(requests)
             program = self._program(programs, requests, shared > 0)
             steps = {
                 slot: slot_step(request, shared)
@@ -164,7 +202,10 @@ class ProgramSteps:
             pending = program.run(steps)
         for request in requests:
             note_step(request, 1)
-        begun = begin_next(program, slots[0], requests[0])
+        begun = None
+        if not self._others:
+            # Where rows wait, the next step has other rows.
+            begun = self._ahead.begin(program, slots, requests, shared)
         selections = self._refreshes(programs, slots, requests)
         outcomes = [
             StepOutcome(
@@ -174,8 +215,10 @@ class ProgramSteps:
             for slot, request, found in zip(slots, requests, selections, strict=True)
         ]
         if begun is not None:
-            begun.token_id = outcomes[0].choice.token_id
-            self._ahead[id(cohort)] = begun
+            drawn = {
+                slot: outcome.choice.token_id for slot, outcome in zip(slots, outcomes, strict=True)
+            }
+            self._ahead.know(begun, drawn)
         return outcomes
 
     def _refreshes(
@@ -209,9 +252,12 @@ class ProgramSteps:
                 # What fills up a block is written as well, and never counted.
                 layer.history.make_room(queries)
         programs, slots = self._seat([request.sequence for request in requests], batch)
-        self._ahead.pop(id(programs.cohort), None)
+        self._ahead.drop(programs.cohort)
         shared = shared_end(requests)
         program = programs.step("block", mode_of(requests), queries, shared=shared > 0)
+        for ranking in {ranking_of(r) for r in requests if isinstance(r, DenseStep)}:
+            # Made before anything is stepped, in case that it cannot be made.
+            programs.evidence(ranking)
         steps = {
             slot: slot_step(request, shared) for slot, request in zip(slots, requests, strict=True)
         }
@@ -220,7 +266,7 @@ class ProgramSteps:
         for slot, request in zip(slots, requests, strict=True):
             count = len(request.ids)
             note_step(request, count)
-            self._blocks[request.sequence] = programs
+            self._blocks[request.sequence] = _KeptBlock(programs, count)
             drawing, rows = request.drawing, count if isinstance(request, BlockStep) else 1
             # A block draws behind each of its tokens, also where only the last draw is wanted.
             first = (
@@ -251,7 +297,7 @@ class ProgramSteps:
         outcomes = [StepOutcome()] * len(requests)
         for ranking, members in by_ranking.items():
             chosen = [requests[index] for index in members]
-            programs = self._blocks[chosen[0].sequence]
+            programs = self._blocks[chosen[0].sequence].programs
             slots = programs.cohort.take_slots([request.sequence for request in chosen])
             programs.cohort.place(slots, [request.sequence for request in chosen])
             steps = {
@@ -272,6 +318,7 @@ class ProgramSteps:
             found = refresh_rows(programs.cohort, programs.store(ranking), rows)
             for index, selections in zip(members, found, strict=True):
                 outcomes[index] = StepOutcome(selections=selections)
+                self._blocks.pop(requests[index].sequence, None)
         return outcomes
 
     def _seat(
@@ -293,20 +340,20 @@ class ProgramSteps:
         before = programs.capacity
         programs.make_room(max(longest, self.least_capacity_tokens))
         if programs.capacity != before:
-            self._ahead.pop(id(programs.cohort), None)
-        ahead = self._ahead.get(id(programs.cohort))
-        if ahead is not None and ahead.sequence() not in sequences:
-            del self._ahead[id(programs.cohort)]
+            self._ahead.drop(programs.cohort)
         slots = programs.cohort.take_slots(sequences)
         programs.cohort.place(slots, sequences)
         return programs, slots
 
     def _keep_queries(self, programs: CohortPrograms, sequence: SequenceState, slot: int) -> None:
         """A sequence loses its slot between a block and its refresh: it takes its queries along."""
-        if self._blocks.get(sequence) is programs:
+        block = self._blocks.get(sequence)
+        if block is not None and block.programs is programs:
             for index, layer in enumerate(sequence.layers):
                 if layer.memory is not None:
-                    layer.captured_query = programs.kept_query(index, slot)
+                    layer.captured_query = programs.kept_query(index, slot)[:, : block.tokens]
+                    # A fork may not have had an eager step yet, which would have noted it.
+                    layer.scale = programs.scales[index]
             del self._blocks[sequence]
 
     def _program(

@@ -186,7 +186,10 @@ class LayerSteps:
         sparse = geometry.sparse[layer]
         query = query.transpose(1, 2).contiguous()
         if self.captured_queries is not None and sparse:
-            self.captured_queries[layer, :, : query.shape[1]].copy_(query)
+            kept = self.captured_queries[layer, :, : query.shape[1]]
+            # Other slots may hold the queries of a block that was not refreshed from yet.
+            steps = (rows.history_tokens > 0)[:, None, None, None]
+            kept.copy_(torch.where(steps, query, kept))
         buffers = None
         if self.evidence is not None and sparse:
             buffers = self.evidence.buffers(layer, geometry.sink_tokens, geometry.recent_tokens)

@@ -95,6 +95,8 @@ def refresh_rows(
         for layer in row.sequence.layers:
             if layer.memory is not None:
                 layer.memory.allocate(layer.history)
+                # What the host knew of the starts before is no longer so.
+                layer.memory.common_start = None
         plans.append(plan)
     cohort.place([row.slot for row in rows], [row.sequence for row in rows])
     tokens = [0] * cohort.batch
@@ -138,7 +140,9 @@ def _choose(
     budget = geometry.selected_tokens
     layout = rows[0].sequence.layout
     assert layout is not None
-    mean = [float(min(budget, plan.candidates)) for plan in plans]
+    # Without sparse layers nothing is selected anywhere.
+    most = budget if any(geometry.sparse) else 0
+    mean = [float(min(most, plan.candidates)) for plan in plans]
     if not layout.selected_capacity:
         positions = torch.full((*shape, 1), -1, dtype=torch.int64, device=cohort.device)
         counts = torch.zeros(shape, dtype=torch.int64, device=cohort.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sfi_agent.engine.decoding_state import Choice
 from sfi_agent.engine.programs.cohort import shared_tokens
-from sfi_agent.engine.programs.control import FAST, SLOW, SlotStep
+from sfi_agent.engine.programs.control import CHAINED, FAST, SLOW, SlotStep
 from sfi_agent.engine.programs.program import DrawMode, PendingStep, StepProgram
 from sfi_agent.engine.requests import (
     BlockStep,
@@ -25,6 +25,7 @@ __all__ = [
     "kind_of",
     "make_room",
     "mode_of",
+    "next_slot_step",
     "note_step",
     "prompt_end",
     "ranking_of",
@@ -91,7 +92,7 @@ def make_room(request: FastStep | DenseStep) -> None:
             if layer.memory is None:
                 layer.history.make_room(2)
         return
-    new = 1 + (sequence.segment_tokens if request.flush_segment else 0)
+    new = 2 + (sequence.segment_tokens if request.flush_segment else 0)
     for layer in sequence.layers:
         layer.history.make_room(new)
 
@@ -127,6 +128,26 @@ def slot_step(request: FastStep | DenseStep | BlockStep, shared: int) -> SlotSte
         prompt_end=prompt_end(sequence),
         shared_end=shared,
     )
+
+
+def next_slot_step(request: FastStep | DenseStep, shared: int) -> SlotStep | None:
+    """The step over the token that a step is drawing, as it will be if nothing intervenes.
+
+    None where it cannot be begun: something else may follow, or there is no room for it.
+    """
+    sequence, chooser = request.sequence, request.drawing.chooser
+    sampler = sampler_of(request.drawing)
+    if not request.may_continue or request.drawing.with_logits or sampler is None:
+        return None
+    position = sequence.processed_tokens
+    token = chooser.at(position, CHAINED) if isinstance(chooser, OverridingChooser) else CHAINED
+    if isinstance(request, DenseStep):
+        return SlotStep(SLOW, 0, position, (token,), sampler, shared_end=shared)
+    layout = sequence.layout
+    assert layout is not None
+    if layout.end >= layout.capacity:
+        return None
+    return SlotStep(FAST, layout.end, position, (token,), sampler)
 
 
 def prompt_end(sequence: SequenceState) -> int:

@@ -33,6 +33,7 @@ class Support:
         self._kernels = kernels
         self._geometries: WeakKeyDictionary[SequenceState, tuple[int, Geometry | None]]
         self._geometries = WeakKeyDictionary()
+        self._canonical: dict[Geometry, Geometry] = {}
         self._problems: dict[Geometry, str | None] = {}
 
     def problem(self, request: DenseStep | FastStep | BlockStep) -> str | None:
@@ -48,14 +49,17 @@ class Support:
         if geometry is None:
             return "layers of different head sizes"
         if geometry.extents > _MOST_EXTENTS:
-            return f"a history of more than {_MOST_EXTENTS // 2} extents"
+            return f"a history of more than {_MOST_EXTENTS} extents"
         return self._kernel_problem(geometry)
 
     def geometry(self, sequence: SequenceState) -> Geometry | None:
         """See `geometry_of`."""
         known = self._geometries.get(sequence)
         if known is None or known[0] != sequence.moves.count:
-            known = (sequence.moves.count, geometry_of(sequence))
+            found = geometry_of(sequence)
+            # One object for all that are equal, which makes comparing them quick.
+            found = self._canonical.setdefault(found, found) if found is not None else None
+            known = (sequence.moves.count, found)
             self._geometries[sequence] = known
         return known[1]
 
