@@ -31,7 +31,7 @@ boundaries:                # any of them opens a slow step
 selector: {name: kl_fusion, alpha: 0.5}
 memory: {sink_tokens: 4, selected_tokens: 2048, recent_tokens: 256, dense_layers: []}
 refresh: {min_segment_tokens: 16, max_segment_tokens: 96, evidence_queries: 1,
-          prefill_evidence_queries: 16}
+          prefill_evidence_queries: 16, lag: 0}
 sampling: {temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, max_new_tokens: 512}
 tools: {constrain_calls: false, decode_calls: as_session, timeout_seconds: null}
 history: {device: same, reserve_tokens: 0, reasoning: keep}

@@ -36,7 +36,7 @@ def decode_batch(
         else _one_each("max_new_tokens", max_new_tokens, count)
     )
     with ExitStack() as owned:
-        raws = [owned.enter_context(session.raw_decoding("decode_batch")) for session in sessions]
+        raws = [owned.enter_context(session._raw_decoding("decode_batch")) for session in sessions]
         limits = [raw.limits(number, stop_ids, ()) for raw, number in zip(raws, most, strict=True)]
         for raw, ids, limit in zip(raws, new_ids, limits, strict=True):
             # All of them before any: what is refused leaves every session as it was.

@@ -189,7 +189,7 @@ class Session:
             SessionBusy: Another call on this session is under way.
             SessionStateError: The session is closed.
         """
-        with self.raw_decoding("decode") as raw:
+        with self._raw_decoding("decode") as raw:
             limits = raw.limits(max_new_tokens, stop_ids, given_ids)
             records = raw.decode(token_ids, limits)
             return [record.token_id for record in records[len(limits.given_ids) :]]
@@ -213,11 +213,11 @@ class Session:
             InputError, NothingPendingError, ContextOverflowError, SessionBusy, SessionStateError:
                 As in `decode`.
         """
-        with self.raw_decoding("follow") as raw:
+        with self._raw_decoding("follow") as raw:
             return raw.decode(prompt_ids, raw.limits(0, (), token_ids))
 
     @contextmanager
-    def raw_decoding(self, action: str) -> Iterator[RawDecoding]:
+    def _raw_decoding(self, action: str) -> Iterator[RawDecoding]:
         """Own the session for a call that works on raw ids; for the package's own use."""
         with self._owner.held_for(action):
             yield RawDecoding(self._core, self._chat, self._cancelled)

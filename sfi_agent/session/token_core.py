@@ -18,18 +18,13 @@ from sfi_agent.engine.requests import StepOutcome
 from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
-from sfi_agent.errors import (
-    ContextOverflowError,
-    InputError,
-    NothingPendingError,
-    SessionStateError,
-    explain,
-)
+from sfi_agent.errors import NothingPendingError, SessionStateError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.plugins import build_detector, build_selector
 from sfi_agent.session.piece_source import TokenizerPieces
 from sfi_agent.session.stats import SessionStats
+from sfi_agent.session.token_checks import check_pending, check_room, checked_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,16 +126,10 @@ class TokenCore:
     ) -> list[int]:
         """What `append` would refuse, without changing anything; the ids as plain integers."""
         kept = len(self._opened().ids) if kept_tokens is None else kept_tokens
-        checked = self._checked(ids)
-        if not checked and kept <= self.processed_tokens:
-            raise NothingPendingError(
-                explain(
-                    "asked to continue where no token waits to be processed",
-                    got=f"no new ids and a history of {self.processed_tokens} tokens",
-                    remedy="give at least one new id",
-                )
-            )
-        self._check_room(kept, len(checked), room_tokens)
+        checked = checked_ids(ids, self.engine.shape.vocabulary_size)
+        if not checked:
+            check_pending(kept, self.processed_tokens)
+        check_room(kept, len(checked), room_tokens, self.engine.shape.context_limit_tokens)
         return checked
 
     def forget(self, kept_tokens: int) -> None:
@@ -186,13 +175,13 @@ class TokenCore:
         Raises:
             InputError: An id is not an integer of the vocabulary.
         """
-        return tuple(self._checked(ids))
+        return tuple(checked_ids(ids, self.engine.shape.vocabulary_size))
 
     def prefill(self) -> None:
         """Process all ids but the last, which stays pending."""
         state = self._opened()
         if len(state.unprocessed) > 1:
-            self.engine.runner.dense(state.sequence, state.unprocessed[:-1])
+            self.engine.runner.process(state.sequence, state.unprocessed[:-1])
 
     def next_logits(self) -> Tensor:
         """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
@@ -239,39 +228,6 @@ class TokenCore:
         self.open()
         assert self._state is not None
         return self._state
-
-    def _check_room(self, present: int, new: int, room_tokens: int) -> None:
-        needed, limit = present + new + room_tokens, self.engine.shape.context_limit_tokens
-        if needed > limit:
-            raise ContextOverflowError(
-                explain(
-                    f"asked for a sequence of {needed} tokens ({present} present, {new} new, "
-                    f"{room_tokens} to generate)",
-                    allowed=f"{limit} tokens in this model",
-                    remedy="shorten the input, lower max_new_tokens or start a new session",
-                ),
-                needed_tokens=needed,
-                limit_tokens=limit,
-            )
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        vocabulary = self.engine.shape.vocabulary_size
-        allowed = f"a flat sequence of integers from 0 to {vocabulary - 1}"
-        try:
-            values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
-        except TypeError as error:
-            raise InputError(explain("gave token ids", got=repr(ids), allowed=allowed)) from error
-        for index, value in enumerate(values):
-            integer = isinstance(value, int) and not isinstance(value, bool)
-            if not integer or not 0 <= value < vocabulary:
-                raise InputError(
-                    explain(
-                        f"gave token ids of which number {index} is unusable",
-                        got=repr(value),
-                        allowed=allowed,
-                    )
-                )
-        return values
 
     def _new_sequence(self) -> SequenceState:
         memory, shape = self.config.memory, self.engine.shape

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["warm_up"]
 
-_PROMPT_TOKENS = 64
+_CANDIDATE_TOKENS = 64
+"""Tokens of the prompt that are neither sink nor recent, so that something is selected."""
+
 _SEGMENT_TOKENS = 4
 _BLOCK_STEP = 8
 
@@ -68,9 +70,10 @@ def _with_segment(config: SessionConfig, segment_tokens: int) -> SessionConfig:
 
 
 def _decode(engine: Engine, config: SessionConfig, batch: int, segment_tokens: int) -> None:
-    vocabulary = engine.shape.vocabulary_size
-    prompt = [index % vocabulary for index in range(_PROMPT_TOKENS)]
+    shape, memory, new_tokens = engine.shape, config.memory, 2 * (segment_tokens + 2)
+    tokens = memory.sink_tokens + memory.recent_tokens + _CANDIDATE_TOKENS
+    tokens = max(1, min(tokens, shape.context_limit_tokens - new_tokens))
+    prompt = [index % shape.vocabulary_size for index in range(tokens)]
     with ExitStack() as stack:
         sessions = [stack.enter_context(engine.session(config)) for _ in range(batch)]
-        new_tokens = 2 * (segment_tokens + 2)
         engine.decode_batch(sessions, [prompt] * batch, max_new_tokens=new_tokens)
