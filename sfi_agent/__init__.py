@@ -43,6 +43,7 @@ from sfi_agent.settings import Settings
 
 if TYPE_CHECKING:
     from sfi_agent.engine.instruments import FastAttention, Instruments
+    from sfi_agent.engine.warmup import WarmUpReport
     from sfi_agent.observe.trace import StepRecord
     from sfi_agent.session.engine import Engine
     from sfi_agent.session.events import (
@@ -103,6 +104,7 @@ __all__ = [
     "TurnEnd",
     "UnsupportedModelError",
     "Usage",
+    "WarmUpReport",
     "build_detector",
     "build_selector",
     "hookimpl",
@@ -121,6 +123,7 @@ _RESOLVED_ON_FIRST_USE = {
     "Step": "sfi_agent.session.events",
     "StepRecord": "sfi_agent.observe.trace",
     "TemplateReport": "sfi_agent.session.template_report",
+    "WarmUpReport": "sfi_agent.engine.warmup",
     "TextDelta": "sfi_agent.session.events",
     "Tool": "sfi_agent.session.tools",
     "ToolCall": "sfi_agent.session.events",

@@ -42,6 +42,7 @@ EXPECTED = {
     "ToolResult",
     "TurnEnd",
     "Usage",
+    "WarmUpReport",
     "build_detector",
     "build_selector",
     "hookimpl",

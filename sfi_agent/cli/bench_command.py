@@ -1,14 +1,14 @@
-"""`sfi-agent bench decode`: what dense, slow and fast steps cost on this machine."""
+"""`sfi-agent bench decode`: whole decodings and their steps, timed on this machine."""
 
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfi_agent.cli.bench_table import print_decode
 from sfi_agent.cli.choices import (
     Color,
     ConfigFile,
@@ -17,74 +17,171 @@ from sfi_agent.cli.choices import (
     PresetName,
     choose_config,
 )
+from sfi_agent.cli.machine import command_line, machine_facts
 from sfi_agent.cli.output import Progress, make_console, print_json
-from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text
 from sfi_agent.errors import ConfigError, explain
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedModel
 
     from sfi_agent.config import SessionConfig
-    from sfi_agent.evaluation.decode_benchmark import DecodeBenchmark
+    from sfi_agent.evaluation.decode_benchmark import DecodeBenchmark, DecodeOptions
 
 __all__ = ["decode"]
 
-_ROOM_TOKENS = 64
-
+_ARM_NAMES = "generate, dense, slow, fast, observe, rectify, verify, selection, kernels"
 
 Shape = Annotated[
     str, typer.Option(metavar="NAME", help="Published model shape, with random weights.")
 ]
 Context = Annotated[
-    int, typer.Option(metavar="TOKENS", min=1, help="Tokens of history, filled at random.")
+    int,
+    typer.Option(metavar="TOKENS", min=1, help="Tokens of each history, filled at random."),
 ]
 WeightDtype = Annotated[str, typer.Option(metavar="NAME", help="bfloat16, float32 or float16.")]
-Rounds = Annotated[
+Batch = Annotated[
+    int, typer.Option(metavar="NUMBER", min=1, help="Sequences that decode together.")
+]
+Segment = Annotated[
     int,
     typer.Option(
-        metavar="NUMBER", min=2, help="Timed rounds of one dense, one slow and one fast step."
+        metavar="TOKENS", min=1, help="Fast tokens between two slow steps of observe and rectify."
     ),
+]
+VerifySegment = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=1,
+        help="Drafts per verifying step; else their number adapts, up to 32.",
+        show_default=False,
+    ),
+]
+Acceptance = Annotated[
+    float,
+    typer.Option(
+        metavar="PROBABILITY",
+        min=0.0,
+        max=1.0,
+        help="How probable it is that a drafted token stands.",
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=0,
+        help="Selected tokens per layer and KV head; else what the policy says.",
+        show_default=False,
+    ),
+]
+Arms = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help=f"Arms to time, with commas: {_ARM_NAMES}. Else all but the last.",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[int, typer.Option(metavar="NUMBER", min=2, help="Timed samples of each arm.")]
+Cycles = Annotated[
+    int | None,
+    typer.Option(
+        metavar="NUMBER",
+        min=1,
+        help="Segments in a sample of observe, rectify and verify; else 3 on CUDA and 1 on a CPU.",
+        show_default=False,
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
 ]
 Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.")
+]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also draw the times, as an .svg file.")
 ]
 
 
 def decode(
     shape: Shape = "qwen3-0.6b",
     context: Context = 32768,
+    batch: Batch = 1,
+    segment: Segment = 32,
+    verify_segment: VerifySegment = None,
+    acceptance: Acceptance = 0.95,
+    budget: Budget = None,
+    arms: Arms = None,
     dtype: WeightDtype = "bfloat16",
     device: Device = "auto",
-    rounds: Rounds = 15,
+    rounds: Rounds = 5,
+    cycles: Cycles = None,
+    compile: Compile = True,
     config_file: ConfigFile = None,
     preset: PresetName = None,
     out: Out = None,
+    plot: Plot = None,
     as_json: Json = False,
     color: Color = True,
 ) -> None:
-    """Time dense, slow and fast steps over a long history, in one run, and print the table."""
+    """Time decodings of several policies over one long history, in one run, beside their roof.
+
+    The arms: generate of transformers; dense decoding; slow and fast steps alone; observe, rectify
+    and verify as sessions run them; selection alone; kernels alone.
+    """
+    from sfi_agent.evaluation.decode_benchmark import DEFAULT_ARMS, DecodeOptions
+
     config = choose_config(config_file, preset)
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        # Found out before the measurement, not after it.
-        raise ConfigError(
-            explain("set --out", got=str(out), allowed="a file in a folder that exists")
-        )
+    if budget is not None:
+        config = config.replace(memory={"selected_tokens": budget})
+    _check_file("--out", out)
+    _check_file("--plot", plot, suffix=".svg")
+    chosen = _chosen_arms(arms, DEFAULT_ARMS)
+    options = DecodeOptions(
+        batch, segment, verify_segment, acceptance, chosen, cycles, compiled=compile
+    )
     with Progress(color=color) as progress:
-        progress.stage(f"Decode benchmark of {shape} at {context:,} tokens")
-        result = _measure(shape, context, dtype, device, rounds, config, progress)
+        progress.stage(f"Decode benchmark of {shape} at {context:,} tokens x {batch}")
+        result = _measure(shape, context, dtype, device, rounds, config, options, progress)
     document = {
         "shape": shape,
-        "machine": _machine(result),
+        "command": command_line(),
+        "machine": machine_facts(result.device, result.threads),
         "config": config.resolved(),
         **result.as_json(),
     }
     if out is not None:
         out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if plot is not None:
+        from sfi_agent.evaluation.decode_benchmark import plot_svg
+
+        plot.write_text(plot_svg(document), encoding="utf-8")
     if as_json:
         print_json(document)
     else:
-        _print(make_console(color=color), shape, result, document["machine"])
+        print_decode(make_console(color=color), shape, result, document["machine"])
+
+
+def _check_file(option: str, file: Path | None, suffix: str = "") -> None:
+    """Found out before the measurement, not after it."""
+    if file is None:
+        return
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ConfigError(
+            explain(f"set {option}", got=str(file), allowed="a file in a folder that exists")
+        )
+    if suffix and file.suffix.lower() != suffix:
+        raise ConfigError(
+            explain(f"set {option}", got=str(file), allowed=f"a file whose name ends in {suffix}")
+        )
+
+
+def _chosen_arms(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Names between commas, each once; unknown ones are refused later, with all that exist."""
+    if text is None:
+        return default
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def _measure(
@@ -94,12 +191,18 @@ def _measure(
     device: str,
     rounds: int,
     config: SessionConfig,
+    options: DecodeOptions,
     progress: Progress,
 ) -> DecodeBenchmark:
-    from sfi_agent.evaluation.decode_benchmark import benchmark_decode
-    from sfi_agent.evaluation.random_models import build_random_model
+    from sfi_agent.evaluation.decode_benchmark import (
+        ModelSizes,
+        benchmark_decode,
+        position_room,
+    )
+    from sfi_agent.evaluation.random_models import build_random_model, outline_model
     from sfi_agent.session.checkpoint import find_device, find_dtype
 
+    options.check()
     place, number_type = find_device(device), find_dtype(dtype)
     if isinstance(number_type, str):
         raise ConfigError(
@@ -109,73 +212,19 @@ def _measure(
                 allowed="float32, bfloat16, float16: there is no checkpoint to take it from",
             )
         )
+    limit = context_tokens + position_room(options)
 
     def make_model() -> PreTrainedModel:
-        # A few tokens are appended behind the context while steps are timed.
-        limit = context_tokens + _ROOM_TOKENS
         return build_random_model(shape, device=place, dtype=number_type, context_tokens=limit)
 
+    outline = outline_model(shape, dtype=number_type, context_tokens=limit)
     return benchmark_decode(
-        make_model, context_tokens, config, rounds=rounds, on_progress=progress.detail
-    )
-
-
-def _machine(result: DecodeBenchmark) -> dict[str, Any]:
-    import torch
-
-    on_cuda = result.device.startswith("cuda")
-    return {
-        "device": result.device,
-        "device_name": torch.cuda.get_device_name(result.device) if on_cuda else _processor(),
-        "threads": result.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _print(console: Console, shape: str, result: DecodeBenchmark, machine: dict[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    console.print(
-        f"{shape}, {result.dtype}, history of {result.context_tokens:,} tokens, fast steps read "
-        f"{result.memory_tokens:,}",
-        style="bold",
-    )
-    console.print(
-        f"{machine['device_name']}, {machine['device']}, "
-        f"{count_text(machine['threads'], 'thread')}, "
-        f"torch {machine['torch']}, Python {machine['python']}",
-        style="dim",
-    )
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("step", "median", "quartiles", "rounds", "against dense"):
-        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
-    dense = result.arms["dense"].median_seconds
-    for name, arm in result.arms.items():
-        low, high = arm.quartile_seconds
-        table.add_row(
-            name,
-            seconds_text(arm.median_seconds),
-            f"{seconds_text(low)} - {seconds_text(high)}",
-            str(arm.rounds),
-            f"{arm.median_seconds / dense:.2f} x",
-        )
-    console.print(table)
-    console.print(f"A fast step is {result.dense_over_fast:.1f} times as fast as a dense one.")
-    console.print(
-        f"Bytes: weights {bytes_text(result.weight_bytes)}, history "
-        f"{bytes_text(result.history_bytes)}, memory {bytes_text(result.memory_bytes)}; "
-        f"peak {result.peak_over_needed:.2f} times their sum."
+        make_model,
+        context_tokens,
+        config,
+        rounds=rounds,
+        options=options,
+        planned=(ModelSizes.of(outline), place),
+        on_stage=progress.stage,
+        on_progress=progress.detail,
     )

@@ -15,6 +15,7 @@ from sfi_agent.cli.demo_command import demo
 from sfi_agent.cli.eval_command import evaluate
 from sfi_agent.cli.output import LOG_LEVELS, events_on_stderr, print_error
 from sfi_agent.cli.plugins_command import plugins
+from sfi_agent.cli.warmup_command import warmup
 from sfi_agent.errors import ConfigError, SfiError, explain
 
 __all__ = ["app"]
@@ -88,6 +89,7 @@ app.command()(chat)
 app.command()(plugins)
 app.command("eval")(evaluate)
 app.command()(ablate)
+app.command()(warmup)
 bench.command()(decode)
 bench.command()(kernels)
 app.add_typer(bench, name="bench")

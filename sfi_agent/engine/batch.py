@@ -8,7 +8,7 @@ Two rules say who waits. Slow steps of single tokens are staggered: no more than
 sequences takes one in the same step, so that steps stay of even length and slow rows find fast
 rows to share the weights with; sequences that were held back once are out of step from then on.
 Blocks of rectify and verify are gathered: they are worth a pass of their own, so they wait until
-half of the sequences have one.
+half of the sequences have one, or one of them has waited for a number of steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ __all__ = ["BatchDecoding"]
 
 _SLOW_SHARE = 4
 """One sequence in so many may take a slow step at once, at least one."""
+_LONGEST_WAIT_TICKS = 16
+"""A block that found no company by then runs alone."""
 
 
 class Execute(Protocol):
@@ -74,7 +76,7 @@ class BatchDecoding:
                 lane.advance(None, tick)
             while live := [lane for lane in self._lanes if lane.request is not None]:
                 tick += 1
-                chosen = chosen_lanes(live)
+                chosen = chosen_lanes(live, tick)
                 requests = [lane.request for lane in chosen if lane.request is not None]
                 # Always the slots of the whole batch: a shorter one would be other programs.
                 outcomes = self._execute(requests, len(self._lanes), len(live) - len(chosen))
@@ -85,12 +87,13 @@ class BatchDecoding:
                 lane.moves.close()
 
 
-def chosen_lanes(live: Sequence[_Lane]) -> list[_Lane]:
+def chosen_lanes(live: Sequence[_Lane], tick: int) -> list[_Lane]:
     """Those whose requests run now, in the order of the batch; at least one."""
     blocks = [lane for lane in live if _is_block(lane.request)]
     slow = [lane for lane in live if _is_staggered(lane.request)]
     held: list[_Lane] = []
-    if 2 * len(blocks) < len(live):
+    waited = max((tick - lane.asked_at for lane in blocks), default=0)
+    if 2 * len(blocks) < len(live) and waited <= _LONGEST_WAIT_TICKS:
         held += blocks
     most_slow = max(1, -(-len(live) // _SLOW_SHARE))
     # The longest wait goes first; of equals the first of the batch.

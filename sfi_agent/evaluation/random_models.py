@@ -11,7 +11,7 @@ from sfi_agent.errors import ConfigError, explain
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["MODEL_SHAPES", "build_random_model"]
+__all__ = ["MODEL_SHAPES", "build_random_model", "outline_model"]
 
 # Sizes as published in the checkpoints' config.json files.
 MODEL_SHAPES: dict[str, dict[str, Any]] = {
@@ -48,6 +48,21 @@ MODEL_SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 151936,
         "tie_word_embeddings": False,
     },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
     "llama-3.1-8b": {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -76,6 +91,28 @@ def build_random_model(
     Raises:
         ConfigError: The shape is unknown.
     """
+    model = _made(shape, device, dtype, context_tokens)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.02, generator=generator)
+    model.eval()
+    return model
+
+
+def outline_model(shape: str, *, dtype: torch.dtype, context_tokens: int) -> PreTrainedModel:
+    """The same model without numbers, on the meta device: its sizes, for nothing.
+
+    Raises:
+        ConfigError: The shape is unknown.
+    """
+    return _made(shape, torch.device("meta"), dtype, context_tokens)
+
+
+def _made(
+    shape: str, device: torch.device, dtype: torch.dtype, context_tokens: int
+) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if shape not in MODEL_SHAPES:
@@ -91,10 +128,4 @@ def build_random_model(
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(previous)
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.02, generator=generator)
-    model.eval()
     return model

@@ -34,6 +34,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
         "sfi-agent plugins",
         "sfi-agent eval",
         "sfi-agent ablate",
+        "sfi-agent warmup",
         "sfi-agent bench",
         "sfi-agent bench decode",
         "sfi-agent bench kernels",

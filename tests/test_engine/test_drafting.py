@@ -114,9 +114,7 @@ class _CountingRunner(Runner):
     """Counts passes over the history that are not prefills."""
 
     def __init__(self, inner: Runner) -> None:
-        super().__init__(
-            inner.model, inner.shape, inner.prefill_chunk_tokens, execution="eager"
-        )
+        super().__init__(inner.model, inner.shape, inner.prefill_chunk_tokens, execution="eager")
         self.dense_passes = 0
         self.blocks: list[list[int]] = []
         self.fast_ids: list[int] = []

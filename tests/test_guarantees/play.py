@@ -68,9 +68,7 @@ class _RecordingRunner(Runner):
     """A runner that keeps the logits of every step, and what fast steps could see."""
 
     def __init__(self, inner: Runner, played: Played, look: bool) -> None:
-        super().__init__(
-            inner.model, inner.shape, inner.prefill_chunk_tokens, execution="eager"
-        )
+        super().__init__(inner.model, inner.shape, inner.prefill_chunk_tokens, execution="eager")
         self.played = played
         self.look = look
 

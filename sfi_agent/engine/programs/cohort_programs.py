@@ -18,7 +18,7 @@ from sfi_agent.engine.programs.compilation import compiled_modules
 from sfi_agent.engine.programs.layer_steps import EvidenceStore, LayerSteps
 from sfi_agent.engine.programs.program import DrawMode, EvidenceProgram, Program, StepProgram
 from sfi_agent.engine.requests import StepOutcome
-from sfi_agent.errors import SfiError, UnsupportedModelError, explain
+from sfi_agent.errors import SfiError
 from sfi_agent.observe.log import log_event
 from sfi_agent.protocols import Ranking
 
@@ -156,7 +156,6 @@ class CohortPrograms:
                 self._model, self.cohort, layers, queries, mode, self._options.position_limit
             )
             self._make(program, f"{kind} step, batch {self.cohort.batch}, {queries} queries")
-            self._check_order(layers)
             self._programs[key] = program
         assert isinstance(program, StepProgram)
         return program
@@ -229,9 +228,13 @@ class CohortPrograms:
 
     def _make(self, program: Program, what: str) -> None:
         options = self._options
-        if not options.capture:
-            # Run idle, so that what goes wrong goes wrong before anything is stepped.
+        if not options.capture or not self.scales:
+            # Run idle, so that what goes wrong goes wrong before anything is stepped; and once as
+            # it is, because compiled code does not say which layer asks.
             program.start({})
+        if not self.scales:
+            self._check_order(program.layers)
+        if not options.capture:
             return
         started = time.perf_counter()
         options.on_progress(f"preparing {what}")
@@ -254,14 +257,8 @@ class CohortPrograms:
 
     def _check_order(self, layers: LayerSteps) -> None:
         """Layers must have asked one after the other: they are told apart by their turn."""
-        if layers.scales:
-            self.scales = list(layers.scales)
         expected = len(self.cohort.geometry.sparse)
-        if len(layers.scales) != expected or layers.order not in ([], list(range(expected))):
-            raise UnsupportedModelError(
-                explain(
-                    "captured a step of the model",
-                    got=f"attention calls of layers {layers.order}",
-                    allowed=f"one call per layer, in the order of {expected} layers",
-                )
-            )
+        if layers.order != list(range(expected)):
+            got = f"attention calls of layers {layers.order} instead of 0 to {expected - 1} in turn"
+            raise ProgramNotMade(got)
+        self.scales = list(layers.scales)

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["ProgramSteps"]
 
 _BLOCK_STEP = 8
-_LARGEST_BATCH = 64
 
 
 class _KeptBlock(NamedTuple):
@@ -253,6 +252,8 @@ class ProgramSteps:
                 layer.history.make_room(queries)
         programs, slots = self._seat([request.sequence for request in requests], batch)
         self._ahead.drop(programs.cohort)
+        for request in requests:
+            self._ahead.forget(request.sequence)
         shared = shared_end(requests)
         program = programs.step("block", mode_of(requests), queries, shared=shared > 0)
         for ranking in {ranking_of(r) for r in requests if isinstance(r, DenseStep)}:
@@ -328,7 +329,7 @@ class ProgramSteps:
         geometry = self._support.geometry(sequences[0])
         assert geometry is not None
         size = max(batch, len(sequences))
-        size = min(1 << (size - 1).bit_length(), max(_LARGEST_BATCH, len(sequences)))
+        size = 1 << (size - 1).bit_length()
         key = (geometry, size)
         programs = self._cohorts.get(key)
         if programs is None:
@@ -338,7 +339,7 @@ class ProgramSteps:
             self._cohorts[key] = programs
         longest = max(sequence.processed_tokens for sequence in sequences) + LARGEST_BLOCK
         before = programs.capacity
-        programs.make_room(max(longest, self.least_capacity_tokens))
+        programs.make_room(max(longest, self.least_capacity_tokens + LARGEST_BLOCK))
         if programs.capacity != before:
             self._ahead.drop(programs.cohort)
         slots = programs.cohort.take_slots(sequences)
