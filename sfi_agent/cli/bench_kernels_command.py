@@ -29,6 +29,11 @@ Heads = Annotated[int, typer.Option(metavar="NUMBER", help="Query heads of a lay
 KvHeads = Annotated[int, typer.Option(metavar="NUMBER", help="KV heads of a layer.")]
 HeadSize = Annotated[int, typer.Option(metavar="ELEMENTS", help="Size of a key and of a value.")]
 Layers = Annotated[int, typer.Option(metavar="NUMBER", help="Layers, for what runs over all.")]
+HiddenSize = Annotated[
+    int, typer.Option(metavar="ELEMENTS", help="Size of the states between layers.")
+]
+IntermediateSize = Annotated[int, typer.Option(metavar="ELEMENTS", help="Size of gate and up.")]
+Vocabulary = Annotated[int, typer.Option(metavar="TOKENS", help="Outputs of the head.")]
 NumberType = Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(_DTYPES)}.")]
 Contexts = Annotated[
     list[int] | None,
@@ -73,6 +78,9 @@ def kernels(
     kv_heads: KvHeads = 8,
     head_size: HeadSize = 128,
     layers: Layers = 36,
+    hidden_size: HiddenSize = 2560,
+    intermediate_size: IntermediateSize = 9728,
+    vocabulary: Vocabulary = 151936,
     dtype: NumberType = "bfloat16",
     contexts: Contexts = None,
     batches: Batches = None,
@@ -84,7 +92,7 @@ def kernels(
     as_json: Json = False,
     color: Color = True,
 ) -> None:
-    """Time the step kernels alone, beside torch's attention and a plain copy, in one run.
+    """Time the step kernels alone, beside torch and a plain copy, in one run.
 
     Needs an NVIDIA device. Every kernel is compiled and compared with its reference before
     anything is timed; a wrong one is reported instead of its time.
@@ -92,6 +100,7 @@ def kernels(
     _check_out(out)
     shape = _shape(
         dtype,
+        (hidden_size, intermediate_size, vocabulary),
         query_heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
@@ -101,6 +110,10 @@ def kernels(
     )
     with Progress(color=color) as progress:
         result = _measure(shape, contexts or [131072], batches or [1, 4], device, rounds, progress)
+    _write(result, out, as_json, color)
+
+
+def _write(result: KernelBenchmark, out: Path | None, as_json: bool, color: bool) -> None:
     document = _document(result)
     if out is not None:
         out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -118,14 +131,14 @@ def _check_out(out: Path | None) -> None:
         )
 
 
-def _shape(dtype: str, **numbers: Any) -> KernelShape:
+def _shape(dtype: str, linear: tuple[int, int, int], **numbers: Any) -> KernelShape:
     if dtype not in _DTYPES:
         raise ConfigError(explain("set --dtype", got=repr(dtype), allowed=", ".join(_DTYPES)))
     import torch
 
-    from sfi_agent.evaluation.kernel_benchmark import KernelShape
+    from sfi_agent.evaluation.kernel_benchmark import KernelShape, LinearSizes
 
-    return KernelShape(dtype=getattr(torch, dtype), **numbers)
+    return KernelShape(dtype=getattr(torch, dtype), linear=LinearSizes(*linear), **numbers)
 
 
 def _measure(
@@ -171,6 +184,12 @@ def _print(console: Console, result: KernelBenchmark) -> None:
         f"{shape.memory_tokens:,} tokens",
         style="bold",
     )
+    if (linear := shape.linear) is not None:
+        console.print(
+            f"linear layers of {linear.hidden_size:,} and {linear.intermediate_size:,} elements, "
+            f"{linear.vocabulary_tokens:,} tokens in the vocabulary",
+            style="bold",
+        )
     console.print(
         f"{facts.device_name}, {facts.device}, torch {facts.torch}, Triton {facts.triton}, "
         f"CUDA {facts.cuda}, Python {platform.python_version()}",
@@ -181,6 +200,9 @@ def _print(console: Console, result: KernelBenchmark) -> None:
     ):
         _print_workload(console, context, batch, list(timings))
     console.print(f"{count_text(len(result.checked), 'arm')} equal to the reference before timing.")
+    for one in result.left_out:
+        where = count_text(one.batch, "sequence")
+        console.print(f"{one.arms}_... left out with {where}: {one.reason}.")
     if any(timing.cached for timing in result.timings):
         console.print(f"{_CACHED_MARK} inputs so small that they may come from the cache.")
 

@@ -17,6 +17,7 @@ from sfi_agent.engine.kernels import SelectionScratch
 from sfi_agent.errors import InputError, SfiError
 from sfi_agent.evaluation.kernel_benchmark import (
     KernelShape,
+    LinearSizes,
     Workload,
     arms,
     benchmark,
@@ -40,6 +41,7 @@ SHAPE = KernelShape(
     sink_tokens=2,
     recent_tokens=6,
     block_queries=(2, 5),
+    linear=LinearSizes(24, 40, 50),
 )
 ARMS = [
     "copy",
@@ -58,6 +60,11 @@ ARMS = [
     "rank_float16",
     "select",
     "gather",
+    *(
+        f"linear_{layer}{suffix}"
+        for layer in ("qkv", "out", "gated", "down", "head")
+        for suffix in ("", "_torch")
+    ),
 ]
 MEBIBYTE = 1 << 20
 
@@ -94,6 +101,7 @@ def test_every_arm_is_checked_and_timed(dtype: torch.dtype) -> None:
         low, high = timing.quartile_microseconds
         assert 0 < low <= timing.median_microseconds <= high and timing.rounds == 2
         assert timing.moved_bytes > 0 and timing.copy_share > 0 and not timing.cached
+    assert result.left_out == ()
 
 
 def test_shares_are_of_the_copy_and_ratios_of_torch_in_the_same_rounds() -> None:
@@ -117,15 +125,21 @@ def test_shares_are_of_the_copy_and_ratios_of_torch_in_the_same_rounds() -> None
 def test_the_document_says_what_ran_where() -> None:
     result = benchmark_kernels(SHAPE, (60,), (1,), CPU, rounds=2, copy_bytes=MEBIBYTE)
     document = json.loads(json.dumps(result.as_json(), allow_nan=False))
-    assert set(document) == {"shape", "machine", "checked", "timings"}
+    assert set(document) == {"shape", "machine", "checked", "timings", "left_out"}
     assert document["shape"]["dtype"] == "float32" and document["shape"]["selected_tokens"] == 16
     assert document["shape"]["block_queries"] == [2, 5]
+    assert document["shape"]["linear"] == {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "vocabulary_tokens": 50,
+    }
     machine = document["machine"]
     assert machine["kernels"] == "reference" and machine["device"] == "cpu"
     assert machine["torch"] == torch.__version__ and "triton" in machine and "cuda" in machine
     methods = {one["arm"]: one["method"] for one in document["timings"]}
     assert methods["dense"] == "reference" and methods["dense_torch"] == "torch SDPA"
     assert methods["copy"] == "clone"
+    assert methods["linear_qkv"] == "reference" and methods["linear_qkv_torch"] == "torch linear"
     units = {one["arm"]: one["unit"] for one in document["timings"]}
     assert units["block_5"] == "layer" and units["gather"] == units["select"] == "all layers"
 
@@ -198,6 +212,10 @@ def test_needed_bytes_cover_what_is_allocated(cache_bytes: int, context: int) ->
             for part in (buffers.scratch.keys, buffers.scratch.peaks, buffers.scratch.indices)
         ),
         "positions": 3 * buffers.positions.nbytes,
+        "linear layers": sum(
+            one.layers_apart(one.linear_weight_bytes(layer)) * one.linear_weight_bytes(layer)
+            for layer in one.linear_layers.values()
+        ),
         "copy": 2 * MEBIBYTE,
     }
     needed = one.needed_bytes()
@@ -266,6 +284,9 @@ def test_the_copy_shrinks_where_memory_is_short(monkeypatch: pytest.MonkeyPatch)
         ({}, (1 << 24,), (1,), "at most 16,777,195"),
         ({"head_size": 256}, (1 << 23,), (1,), "at most 8,388,587"),
         ({}, (100,), (0,), "batch 0"),
+        ({"linear": LinearSizes(0, 40, 50)}, (100,), (1,), "hidden size: 0"),
+        ({"linear": LinearSizes(24, -1, 50)}, (100,), (1,), "intermediate size: -1"),
+        ({"linear": LinearSizes(24, 40, 0)}, (100,), (1,), "vocabulary: 0"),
         ({}, (100, 100), (1,), "contexts \\[100, 100\\]"),
     ],
 )

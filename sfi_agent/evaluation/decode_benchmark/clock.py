@@ -1,4 +1,4 @@
-"""Time between two moments at which the device is idle, and the bandwidth of a copy."""
+"""Time between two moments, and the bandwidth of a copy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _COPIES = {"cuda": 8, "cpu": 1}
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When everything before it was done.
+    """When everything that counts was done.
 
     Attributes:
         seconds: By the clock on the wall.
-        event: On the device's own time line; None on a CPU.
+        event: On the device's own time line; None on a CPU and where nobody waited for the device.
     """
 
     seconds: float
@@ -28,7 +28,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Seconds between two moments; `device_seconds` is None on a CPU."""
+    """Seconds between two moments; `device_seconds` is None without events."""
 
     seconds: float
     device_seconds: float | None
@@ -57,6 +57,14 @@ class Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return Moment(time.perf_counter(), event)
+
+    def glance(self) -> Moment:
+        """The clock on the wall, without waiting.
+
+        For moments at which tokens have arrived: what they came from is done then, and the device
+        may have begun a step that nobody counts.
+        """
+        return Moment(time.perf_counter(), None)
 
     def between(self, first: Moment, last: Moment) -> Span:
         """How long it took."""

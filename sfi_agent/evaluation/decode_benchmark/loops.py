@@ -67,7 +67,7 @@ class _Window:
         if count == 1:
             self._started += 1
             if self._started == self._batch:
-                self.first = self._clock.now()
+                self.first = self._clock.glance()
             return
         if self.first is None:
             return
@@ -82,7 +82,7 @@ class _Window:
                 DraftCounts(judged, record.accepted_tokens, 1, record.drafted_tokens)
             )
         if not self.over and count > self._wanted and record.kind != "fast":
-            self.last = self._clock.now()
+            self.last = self._clock.glance()
 
     def sample(self) -> Sample:
         """Seconds per token of each sequence."""

@@ -48,7 +48,8 @@ class ArmTiming:
         median_seconds: Median over the rounds, by the clock on the wall; lower is better.
         quartile_seconds: First and third quartile.
         rounds: Samples.
-        device_seconds: Median between device events around the same steps; None on a CPU.
+        device_seconds: Median between device events around the same steps; None on a CPU and for
+            decodings, where a step that is not counted may have been begun.
         tokens: Tokens per sequence in one sample.
         tokens_per_second: Of the whole batch; higher is better.
         times_dense: Median over that of the arm "dense"; lower is better. None without it.

@@ -1,4 +1,4 @@
-"""The step kernels alone: attention, selection and gather beside torch and a plain copy."""
+"""The step kernels alone: attention, selection and linear layers beside torch and a copy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from sfi_agent.evaluation.kernel_benchmark.benchmark import (
     check_kernels,
     refuse_without_kernels,
 )
+from sfi_agent.evaluation.kernel_benchmark.linear_sizes import LinearSizes
 from sfi_agent.evaluation.kernel_benchmark.records import (
     DeviceFacts,
     KernelBenchmark,
     KernelTiming,
+    LeftOut,
 )
 from sfi_agent.evaluation.kernel_benchmark.workload import KernelShape, Workload
 
@@ -19,6 +21,8 @@ __all__ = [
     "KernelBenchmark",
     "KernelShape",
     "KernelTiming",
+    "LeftOut",
+    "LinearSizes",
     "Workload",
     "benchmark_kernels",
     "check_kernels",

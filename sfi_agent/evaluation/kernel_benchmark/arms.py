@@ -1,10 +1,9 @@
-"""The arms of one workload: every step kernel, and torch's attention on the same shapes."""
+"""The arms of one workload's attention: every step kernel, and torch on the same shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +21,10 @@ from sfi_agent.engine.kernels import (
 )
 from sfi_agent.evaluation.kernel_benchmark import checks
 from sfi_agent.evaluation.kernel_benchmark.buffers import Buffers, Pool, Step
-from sfi_agent.evaluation.kernel_benchmark.stopwatch import Arm
+from sfi_agent.evaluation.kernel_benchmark.stopwatch import Arm, in_turn, steps_per_pass
 from sfi_agent.evaluation.kernel_benchmark.workload import Workload
 
 __all__ = ["make_arms", "make_copy"]
-
-_LEAST_STEPS = 4
 
 
 def make_copy(workload: Workload, device: torch.device) -> Arm:
@@ -46,7 +43,7 @@ def make_copy(workload: Workload, device: torch.device) -> Arm:
 
 
 def make_arms(buffers: Buffers, planned: Workload) -> Iterator[Arm]:
-    """Every arm on these buffers.
+    """Every arm on these buffers; linear layers are in `linear_arms`.
 
     Args:
         buffers: What they work on.
@@ -105,9 +102,9 @@ def _attention(name: str, buffers: Buffers, pool: Pool, step: Step, plan: Attent
 
     return Arm(
         name,
-        _all_layers(pool.buffers, layer_step),
+        in_turn(pool.buffers, layer_step),
         check,
-        _steps_per_pass(pool.buffers),
+        steps_per_pass(pool.buffers),
         workload.attention_bytes(pool.tokens, queries, evidence=with_evidence),
         "layer",
         queries,
@@ -115,19 +112,6 @@ def _attention(name: str, buffers: Buffers, pool: Pool, step: Step, plan: Attent
         workload.is_cached(workload.extent_bytes(pool.tokens)),
         _method(buffers, f", {plan.splits} splits of {plan.block_rows} rows"),
     )
-
-
-def _steps_per_pass(buffers: int) -> int:
-    """Each buffer as often, and enough steps that starting a graph does not count."""
-    return buffers * -(-_LEAST_STEPS // buffers)
-
-
-def _all_layers(buffers: int, layer_step: Callable[[int], Any]) -> Callable[[], None]:
-    def run() -> None:
-        for index in range(_steps_per_pass(buffers)):
-            layer_step(index % buffers)
-
-    return run
 
 
 def _torch_attention(name: str, buffers: Buffers, pool: Pool, step: Step) -> Arm:
@@ -152,9 +136,9 @@ def _torch_attention(name: str, buffers: Buffers, pool: Pool, step: Step) -> Arm
 
     return Arm(
         f"{name}_torch",
-        _all_layers(pool.buffers, layer_step),
+        in_turn(pool.buffers, layer_step),
         check,
-        _steps_per_pass(pool.buffers),
+        steps_per_pass(pool.buffers),
         workload.sdpa_bytes(pool.tokens, queries),
         "layer",
         queries,

@@ -1,4 +1,4 @@
-"""Time the step kernels alone, beside torch's attention and a plain copy, in one run.
+"""Time the step kernels alone, beside torch and a plain copy, in one run.
 
 Arms of one context length and batch alternate, so that drift of the machine hits all alike;
 medians and quartiles are reported, and shares are of the copy in the same rounds.
@@ -20,10 +20,12 @@ from sfi_agent.errors import InputError, explain
 from sfi_agent.evaluation.kernel_benchmark.arms import make_arms, make_copy
 from sfi_agent.evaluation.kernel_benchmark.buffers import Buffers
 from sfi_agent.evaluation.kernel_benchmark.checks import check_arms
+from sfi_agent.evaluation.kernel_benchmark.linear_arms import make_linear_arms
 from sfi_agent.evaluation.kernel_benchmark.records import (
     DeviceFacts,
     KernelBenchmark,
     KernelTiming,
+    LeftOut,
 )
 from sfi_agent.evaluation.kernel_benchmark.stopwatch import Arm, Stopwatch
 from sfi_agent.evaluation.kernel_benchmark.workload import KernelShape, Workload
@@ -119,7 +121,7 @@ def benchmark_kernels(
         checked += [name for name in found if name not in checked]
         on_stage(f"Timing kernels for {title}")
         timings += _time(workload, device, rounds, on_progress)
-    return KernelBenchmark(shape, facts, tuple(checked), tuple(timings))
+    return KernelBenchmark(shape, facts, tuple(checked), tuple(timings), _left_out(workloads))
 
 
 def check_kernels(
@@ -148,6 +150,8 @@ def check_kernels(
     with _current(device):
         buffers = Buffers(reduced, device, (most, least)[:batch], ranked[:batch])
         arms = [make_copy(reduced, device), *make_arms(buffers, planned=workload)]
+        # Their sizes and rows are those that are timed, on fewer copies of the weights.
+        arms += make_linear_arms(workload, device, most_copies=_CHECKED_LAYERS)
         return check_arms(arms, on_progress)
 
 
@@ -158,6 +162,7 @@ def _time(
     with _current(device):
         buffers = Buffers(workload, device)
         arms = [make_copy(workload, device), *make_arms(buffers, planned=workload)]
+        arms += make_linear_arms(workload, device)
         watches = []
         for arm in arms:
             on_progress(f"capturing {arm.name}")
@@ -181,7 +186,9 @@ def _timing(
     arm: Arm, workload: Workload, samples: dict[str, list[float]], copy: Arm
 ) -> KernelTiming:
     seconds = samples[arm.name]
-    first, median, third = (1e6 * value for value in statistics.quantiles(seconds, n=4))
+    first, median, third = (
+        1e6 * value for value in statistics.quantiles(seconds, n=4, method="inclusive")
+    )
     copy_speed = copy.moved_bytes / statistics.median(samples[copy.name])
     ratio = None
     if arm.baseline:
@@ -201,6 +208,11 @@ def _timing(
         cached=arm.cached,
         torch_ratio=ratio,
     )
+
+
+def _left_out(workloads: Sequence[Workload]) -> tuple[LeftOut, ...]:
+    reasons = {workload.batch: workload.linear_problem for workload in workloads}
+    return tuple(LeftOut("linear", batch, why) for batch, why in reasons.items() if why is not None)
 
 
 def _fitting(workload: Workload, free_bytes: int | None) -> Workload:

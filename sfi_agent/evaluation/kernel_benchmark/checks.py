@@ -6,11 +6,12 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sfi_agent.engine.kernels import ExtentPlace, LayerExtents
 from sfi_agent.engine.kernels.reference import (
@@ -30,6 +31,7 @@ __all__ = [
     "check_arms",
     "check_attention",
     "check_gather",
+    "check_linear",
     "check_ranking",
     "check_selection",
     "check_torch_attention",
@@ -40,6 +42,9 @@ _OUTPUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 6
 """Of a value, and of the root mean square of all: means over many tokens are small numbers."""
 
 _EVIDENCE_TOLERANCE = 1e-3
+
+_EXACT_ELEMENTS = 1 << 24
+"""Of a weight, as float32 at a time: that of a whole head would take gigabytes."""
 
 LayerStep = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -175,6 +180,33 @@ def check_gather(buffers: Buffers, run: Callable[[], Any]) -> None:
                 shape.sink_tokens, shape.recent_tokens,
             )  # fmt: skip
         _assert_same(memory.table.layer(layer), memories)
+
+
+def check_linear(
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    gated: bool,
+    step: Callable[[int], list[Tensor]],
+) -> None:
+    """Results with every copy of the weights, against float32 without rounding in between."""
+    for copy, together in enumerate(weights):
+        exact = [_exact_linear(x, weight) for weight in together]
+        if gated:
+            exact = [functional.silu(exact[0]) * exact[1]]
+        # The next results are likely to lie in the same memory: what is not written shows.
+        for out in step(copy):
+            out.fill_(_NAN)
+        del out
+        outs = step(copy)
+        assert len(outs) == len(exact), f"{len(outs)} results instead of {len(exact)}"
+        for out, expected in zip(outs, exact, strict=True):
+            _assert_output(out, expected.to(x.dtype))
+
+
+def _exact_linear(x: Tensor, weight: Tensor) -> Tensor:
+    lines = max(1, _EXACT_ELEMENTS // weight.shape[1])
+    parts = [functional.linear(x.float(), some.float()) for some in weight.split(lines)]
+    return torch.cat(parts, dim=-1)
 
 
 def _copied(layer: LayerExtents) -> tuple[tuple[ExtentPlace, ...], ...]:

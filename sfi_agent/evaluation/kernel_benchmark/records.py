@@ -7,7 +7,7 @@ from typing import Any
 
 from sfi_agent.evaluation.kernel_benchmark.workload import KernelShape
 
-__all__ = ["DeviceFacts", "KernelBenchmark", "KernelTiming"]
+__all__ = ["DeviceFacts", "KernelBenchmark", "KernelTiming", "LeftOut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class KernelTiming:
 
     Attributes:
         arm: "copy", "fast", "dense", "dense_evidence", "block_16", "block_16_evidence", "rank",
-            "rank_float16", "select", "gather"; with "_torch" behind it the baseline.
+            "rank_float16", "select", "gather", "linear_qkv", "linear_out", "linear_gated",
+            "linear_down", "linear_head"; with "_torch" behind it the baseline.
         context_tokens: Length of the histories.
         batch: Sequences per step.
         queries: Queries per sequence; 0 where there are none.
@@ -55,8 +56,8 @@ class KernelTiming:
             is better, 1 is the speed of a copy.
         cached: Whether the inputs are so small that they may come from the cache, which makes
             the share look better than it is.
-        torch_ratio: Time over that of torch's attention in the same rounds; lower is better.
-            None where there is no such baseline.
+        torch_ratio: Time over that of torch's attention or linear layers in the same rounds; lower
+            is better. None where there is no such baseline.
     """
 
     arm: str
@@ -75,20 +76,37 @@ class KernelTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Arms that one batch has no times of.
+
+    Attributes:
+        arms: The beginning of their names.
+        batch: Sequences per step.
+        reason: Why they were not measured.
+    """
+
+    arms: str
+    batch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class KernelBenchmark:
     """Result of `benchmark_kernels`; JSON by `as_json()`.
 
     Attributes:
-        shape: Whose attention it was.
+        shape: Whose attention and linear layers they were.
         facts: Where.
         checked: Arms whose results equalled their reference before anything was timed.
         timings: By context, batch and arm, in the order they were asked for.
+        left_out: What was not measured, by batch.
     """
 
     shape: KernelShape
     facts: DeviceFacts
     checked: tuple[str, ...]
     timings: tuple[KernelTiming, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -100,4 +118,5 @@ class KernelBenchmark:
             "machine": asdict(self.facts),
             "checked": list(self.checked),
             "timings": [asdict(timing) for timing in self.timings],
+            "left_out": [asdict(one) for one in self.left_out],
         }

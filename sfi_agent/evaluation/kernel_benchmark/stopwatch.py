@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Arm", "Stopwatch"]
+__all__ = ["Arm", "Stopwatch", "in_turn", "steps_per_pass"]
 
+_LEAST_STEPS = 4
 _SAMPLE_SECONDS = 0.008
 _MOST_REPEATS = 2000
 
@@ -47,6 +48,21 @@ class Arm:
     method: str = ""
     prepare: Callable[[], Any] | None = None
     captured: bool = True
+
+
+def steps_per_pass(buffers: int) -> int:
+    """Each buffer as often, and enough steps that starting a graph does not count."""
+    return buffers * -(-_LEAST_STEPS // buffers)
+
+
+def in_turn(buffers: int, step: Callable[[int], Any]) -> Callable[[], None]:
+    """One pass: steps on one buffer after another, as many as `steps_per_pass` says."""
+
+    def run() -> None:
+        for index in range(steps_per_pass(buffers)):
+            step(index % buffers)
+
+    return run
 
 
 class Stopwatch:

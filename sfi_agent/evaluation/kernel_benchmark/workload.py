@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sfi_agent.engine.kernels.linear_plans import MOST_ROWS
 from sfi_agent.errors import InputError, explain
+from sfi_agent.evaluation.kernel_benchmark.linear_sizes import LinearLayer, LinearSizes
 
 __all__ = ["KernelShape", "Workload"]
 
@@ -24,7 +26,7 @@ _MOST_RANKED_TOKENS = 2**24
 
 @dataclass(frozen=True, slots=True)
 class KernelShape:
-    """The attention of a model, and the memory of its fast steps.
+    """The attention of a model, the memory of its fast steps, and its linear layers.
 
     Attributes:
         query_heads: Query heads of a layer, a multiple of `kv_heads`.
@@ -36,6 +38,7 @@ class KernelShape:
         sink_tokens: First tokens that are always in memory.
         recent_tokens: Last tokens that are always in memory.
         block_queries: Queries of the measured blocks, as rectify and verify run them.
+        linear: Of the linear layers, without biases; None leaves them out.
     """
 
     query_heads: int = 32
@@ -47,6 +50,7 @@ class KernelShape:
     sink_tokens: int = 4
     recent_tokens: int = 256
     block_queries: tuple[int, ...] = (16, 32)
+    linear: LinearSizes | None = None
 
     @property
     def group(self) -> int:
@@ -79,6 +83,10 @@ class KernelShape:
             **{f"batch {batch}": batch for batch in batches},
             **{f"block of {queries} queries": queries for queries in self.block_queries},
         }
+        if self.linear is not None:
+            counts["hidden size"] = self.linear.hidden_size
+            counts["intermediate size"] = self.linear.intermediate_size
+            counts["vocabulary"] = self.linear.vocabulary_tokens
         for name, number in counts.items():
             if number < 1:
                 raise _refusal(f"{name}: {number}", "whole numbers above 0")
@@ -145,6 +153,28 @@ class Workload:
         """Whether all layers together are so small that reads may come from the cache."""
         return self.layers_apart(layer_bytes) * layer_bytes < 2 * self.cache_bytes
 
+    @property
+    def linear_problem(self) -> str | None:
+        """Why the linear layers are left out; None if they are measured."""
+        if self.shape.linear is None:
+            return "their sizes are not given"
+        if self.batch > MOST_ROWS:
+            return f"the kernels take up to {MOST_ROWS} rows, steps of more sequences run torch's"
+        return None
+
+    @property
+    def linear_layers(self) -> dict[str, LinearLayer]:
+        """The linear layers that are measured, by name."""
+        shape = self.shape
+        if shape.linear is None or self.linear_problem is not None:
+            return {}
+        return shape.linear.layers(
+            shape.query_heads * shape.head_size, shape.kv_heads * shape.head_size
+        )
+
+    def linear_weight_bytes(self, layer: LinearLayer) -> int:
+        return layer.weight_elements * self.shape.dtype.itemsize
+
     def extent_bytes(self, tokens: int) -> int:
         """Keys and values of one layer, all sequences, without the room behind them."""
         return tokens * self.shape.token_bytes * self.batch
@@ -168,6 +198,11 @@ class Workload:
         shape = self.shape
         row = shape.query_heads * shape.head_size * shape.dtype.itemsize
         return self.extent_bytes(tokens + queries) + 2 * self.batch * queries * row
+
+    def linear_bytes(self, layer: LinearLayer) -> int:
+        """Weights once, a row per sequence of inputs and results."""
+        rows = self.batch * layer.row_elements * self.shape.dtype.itemsize
+        return self.linear_weight_bytes(layer) + rows
 
     @property
     def selected_rows(self) -> int:
@@ -203,6 +238,7 @@ class Workload:
         capacity = self.context_tokens + self.room_tokens + _SCRATCH_STEP
         peaks = min(capacity, _MOST_PEAKS)
         evidence = self.batch * shape.query_heads * capacity
+        weights = [self.linear_weight_bytes(layer) for layer in self.linear_layers.values()]
         return {
             "history": self.layers_apart(history) * (history + room),
             "memory": self.layers_apart(memory) * (memory + room),
@@ -212,5 +248,6 @@ class Workload:
             "ranking": self.selected_rows * (2 * capacity + peaks) * _KEY_BYTES,
             # Those that are gathered, and those that selecting returns, eagerly and captured.
             "positions": 3 * self.selected_rows * shape.selected_tokens * _POSITION_BYTES,
+            "linear layers": sum(self.layers_apart(size) * size for size in weights),
             "copy": 2 * self.copy_bytes,
         }
