@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sfi_agent.config import SessionConfig
+from sfi_agent.engine.programs.support import LARGEST_BLOCK
 from sfi_agent.engine.warmup import WarmUpReport, prepare
 from sfi_agent.errors import ContextOverflowError, explain
 from sfi_agent.session.arguments import at_least
@@ -58,7 +59,8 @@ def _segments(config: SessionConfig) -> list[int]:
     refresh = config.refresh
     if config.mode == "dense" or config.slow_step == "observe":
         return [min(_SEGMENT_TOKENS, refresh.max_segment_tokens)]
-    longest = refresh.max_segment_tokens
+    # Longer blocks are eager: nothing is prepared for them.
+    longest = min(refresh.max_segment_tokens, LARGEST_BLOCK - 1)
     return sorted({min(size, longest) for size in range(_BLOCK_STEP - 1, longest + 8, _BLOCK_STEP)})
 
 

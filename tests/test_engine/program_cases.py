@@ -159,7 +159,10 @@ def agree(
     Raises:
         AssertionError: They part where rounding cannot be the reason.
     """
+    compared = _swapped_at(expected, got)
     for one, other in zip(expected.records, got.records, strict=False):
+        if compared is not None and one.position > compared:
+            return False
         if one.token_id != other.token_id:
             assert one.position == other.position
             logits = expected.logits[one.position]
@@ -167,9 +170,31 @@ def agree(
             assert lead <= tolerance * float(logits.abs().max()), f"{one} against {other}"
             return False
         assert one == other
-    assert len(expected.records) == len(got.records)
-    assert expected.refreshes == got.refreshes
+    assert compared is None and len(expected.records) == len(got.records)
     return True
+
+
+def _swapped_at(expected: Told, got: Told) -> int | None:
+    """The history length at the first refresh that differs in one place of one head.
+
+    A head that looks at sink and recent tokens with nearly all of its mass leaves differences of
+    the size of a rounding to the candidates, so that one may take the place of another. Where more
+    than that differs, and no token did before, something is wrong.
+    """
+    for (tokens, one), (others, other) in zip(expected.refreshes, got.refreshes, strict=False):
+        if one == other and tokens == others:
+            continue
+        before = [[r.token_id for r in t.records if r.position <= tokens] for t in (expected, got)]
+        if before[0] != before[1]:
+            return None  # It is the tokens that parted.
+        swaps = [
+            set(left) ^ set(right)
+            for layer, twin in zip(one, other, strict=True)
+            for left, right in zip(layer or [], twin or [], strict=True)
+        ]
+        assert tokens == others and sum(map(len, swaps)) == 2, f"{one} against {other}"
+        return tokens
+    return None
 
 
 @st.composite

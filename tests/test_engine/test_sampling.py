@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfi_agent.engine.sampling import Sampler, entropy_nats, uniform_noise
+from sfi_agent.engine.sampling import (
+    GivenTokens,
+    OverridingChooser,
+    Sampler,
+    SamplingRows,
+    entropy_nats,
+    uniform_noise,
+)
 
 CPU = torch.device("cpu")
 DRAWS = 4000
@@ -156,3 +163,53 @@ def test_entropy_is_in_nats() -> None:
     probabilities = LOGITS.softmax(-1)
     expected = -(probabilities * probabilities.log()).sum()
     torch.testing.assert_close(entropy_nats(LOGITS), expected)
+
+
+samplers = st.builds(
+    Sampler,
+    temperature=st.sampled_from([0.0, 0.0, 1e-4, 0.3, 1.0, 4.0]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 1e-6]),
+    top_k=st.sampled_from([0, 1, 5, 40, 1000]),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(
+    st.lists(st.tuples(samplers, st.integers(0, 2**40)), min_size=1, max_size=9),
+    st.integers(2, 300),
+    st.integers(0, 2**30),
+    st.sampled_from([0.1, 3.0, 30.0]),
+)
+def test_rows_draw_what_their_samplers_draw(
+    rows: list[tuple[Sampler, int]], vocabulary: int, seed: int, spread: float
+) -> None:
+    """Ties included: logits are rounded, so that several are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(len(rows), vocabulary, generator=generator) * spread).round(decimals=1)
+    drawn = [sampler for sampler, _ in rows]
+    together = SamplingRows(
+        torch.tensor([sampler.temperature for sampler in drawn], dtype=torch.float64),
+        torch.tensor([sampler.top_p for sampler in drawn], dtype=torch.float64),
+        torch.tensor([sampler.top_k for sampler in drawn]),
+        torch.tensor([sampler.seed for sampler in drawn]),
+    )
+    positions = torch.tensor([position for _, position in rows])
+    expected = [
+        int(sampler.choose(row, position))
+        for row, (sampler, position) in zip(logits, rows, strict=True)
+    ]
+    filters = any(sampler.top_k or sampler.top_p < 1.0 for sampler in drawn)
+    greedy = all(sampler.temperature == 0.0 for sampler in drawn)
+    for all_greedy in {greedy, False}:
+        for filtered in {filters, True}:
+            got = together.choose(logits, positions, greedy=all_greedy, filtered=filtered)
+            assert got.tolist() == expected
+
+
+def test_given_tokens_override_a_sampler_and_a_sampler_overrides_nothing() -> None:
+    given_tokens = GivenTokens(5, (3, 4), Sampler(seed=1))
+    assert isinstance(given_tokens, OverridingChooser)
+    assert not isinstance(Sampler(), OverridingChooser)
+    assert [given_tokens.at(position, 9) for position in (5, 6, 7)] == [3, 4, 9]
+    assert [int(given_tokens.choose(LOGITS, position)) for position in (5, 6, 7)] == [3, 4, 3]

@@ -84,3 +84,44 @@ def test_segments_keep_their_limits_and_lose_no_boundary(
             schedule.took_slow()
             length, waiting = 0, False
         assert schedule.segment_tokens == length <= minimum + extra
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(
+    st.integers(1, 6),
+    st.integers(0, 6),
+    st.integers(0, 1),
+    st.lists(st.sampled_from(["", "token", "step", "retry"]), max_size=60),
+)
+def test_a_lag_puts_a_boundary_off_by_one_step_and_no_further(
+    minimum: int, extra: int, lag: int, events: list[str]
+) -> None:
+    """What may be begun ahead is what happens, unless something is reported meanwhile."""
+    schedule = SegmentSchedule(minimum, minimum + extra, lag)
+    length, due, expected = 0, 10**6, False
+    for event in events:
+        if event == "token" and due == 10**6:
+            due = max(minimum, length + lag)
+        if event == "token":
+            schedule.report("event")
+        slow = length >= min(due, minimum + extra)
+        assert (schedule.slow_reason() is not None) == slow
+        if expected:
+            # With a lag a boundary cannot undo what was promised; without one it does.
+            assert not slow or (event == "token" and not lag)
+        expected = False
+        if slow or event == "retry":
+            assert slow is False or schedule.slow_reason() == (
+                "event" if length >= due else "max_segment"
+            )
+            schedule.took_slow()
+            length, due = 0, 10**6
+            continue
+        expected = schedule.may_continue()
+        schedule.took_fast()
+        length += 1
+        if event == "step" and due == 10**6:
+            due = max(minimum, length + lag)
+        if event == "step":
+            schedule.report("event")
+            expected = expected and lag == 1
