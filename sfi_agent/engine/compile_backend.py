@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import fx
 
 from sfi_agent.engine.linear_pass import replace_linears
@@ -49,12 +50,16 @@ class StepBackend:
 
         # Whole steps are captured by the caller, so inductor captures nothing itself.
         patches: dict[str, Any] = {"triton.cudagraphs": False, "max_autotune": False}
-        if self._early_launch and hasattr(config.triton, "enable_pdl"):
+        if self._early_launch and _has_early_launch() and hasattr(config.triton, "enable_pdl"):
             patches["triton.enable_pdl"] = True
         compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
         return cast(Callable[..., Any], compiled)
 
 
+def _has_early_launch() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def step_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """`StepBackend()` as a function."""
-    return StepBackend()(graph_module, example_inputs)
+    """The backend of steps, as a function: it is the same object every time."""
+    return StepBackend(early_launch=True)(graph_module, example_inputs)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sfi_agent import Engine, Session, SessionConfig
 from sfi_agent.engine import history, memory
-from sfi_agent.engine.programs import cohort_programs, executor
+from sfi_agent.engine.programs import cohort_programs, seats
 from tests.families import VOCABULARY
 from tests.test_engine.program_cases import (
     Told,
@@ -149,7 +149,7 @@ def test_histories_and_memories_that_move_and_outgrow_their_class_equal_eager_on
 ) -> None:
     """Programs are made for a few tokens at a time, and every buffer grows by a few."""
     monkeypatch.setattr(cohort_programs, "_LEAST_CAPACITY", 16)
-    monkeypatch.setattr(executor, "LARGEST_BLOCK", 24)
+    monkeypatch.setattr(seats, "LARGEST_BLOCK", 24)
     monkeypatch.setattr(history, "MINIMUM_GROWTH_TOKENS", 5)
     monkeypatch.setattr(memory, "_ALLOCATION_STEP_TOKENS", 3)
     capacities: set[int] = set()
@@ -164,7 +164,7 @@ def test_histories_and_memories_that_move_and_outgrow_their_class_equal_eager_on
         got = tell(engine, config, act, logits=False)
         agree(expected, got, config)
         programs: Any = engine.runner.programs
-        capacities.update(made.capacity for made in programs._steps._cohorts.values())
+        capacities.update(made.capacity for made in programs._steps.seats._cohorts.values())
 
     with adversaries():
         for_each("growth", 12, config=program_policies(), turns=turns_of_ids)(check)

@@ -34,7 +34,7 @@ class ProgramChoice:
         capture: Whether programs become CUDA graphs.
 
     Attributes:
-        least_capacity_tokens: See `ProgramSteps`.
+        least_capacity_tokens: See `Seats`.
         on_progress: Told what is compiled and captured.
         problem: Why something could not be compiled or captured; "" while nothing went wrong.
     """
@@ -53,7 +53,7 @@ class ProgramChoice:
     @property
     def bytes(self) -> int:
         """Of what programs keep besides histories and memories."""
-        return self._steps.bytes if self._steps is not None else 0
+        return self._steps.seats.bytes if self._steps is not None else 0
 
     @property
     def compiles(self) -> bool:
@@ -78,7 +78,7 @@ class ProgramChoice:
         steps = self._steps
         if steps is None:
             return eager.execute(requests)
-        steps.least_capacity_tokens = self.least_capacity_tokens
+        steps.seats.least_capacity_tokens = self.least_capacity_tokens
         problems = [steps.problem(request) for request in requests]
         by_program = [r for r, problem in zip(requests, problems, strict=True) if problem is None]
         eagerly = [r for r, problem in zip(requests, problems, strict=True) if problem is not None]

@@ -75,7 +75,7 @@ def _timings(
     basis = _median(dense) if dense else None
     for name, samples in measured.samples.items():
         seconds = [sample.span.seconds for sample in samples]
-        first, median, third = statistics.quantiles(seconds, n=4)
+        first, median, third = statistics.quantiles(seconds, n=4, method="inclusive")
         on_device = [s.span.device_seconds for s in samples if s.span.device_seconds is not None]
         drafts = _drafts(samples)
         needed = roof.bytes_of(name, options.segment_tokens, drafts)
@@ -98,7 +98,7 @@ def _timings(
 
 
 def _bandwidth(measured: Measured) -> Bandwidth:
-    first, median, third = statistics.quantiles(measured.copies, n=4)
+    first, median, third = statistics.quantiles(measured.copies, n=4, method="inclusive")
     return Bandwidth(measured.copy_buffer_bytes, median, (first, third))
 
 

@@ -75,19 +75,7 @@ class KernelShape:
         Raises:
             InputError: Naming the number and what is allowed.
         """
-        counts = {
-            "heads": self.query_heads,
-            "KV heads": self.kv_heads,
-            "head size": self.head_size,
-            "layers": self.layers,
-            **{f"batch {batch}": batch for batch in batches},
-            **{f"block of {queries} queries": queries for queries in self.block_queries},
-        }
-        if self.linear is not None:
-            counts["hidden size"] = self.linear.hidden_size
-            counts["intermediate size"] = self.linear.intermediate_size
-            counts["vocabulary"] = self.linear.vocabulary_tokens
-        for name, number in counts.items():
+        for name, number in self._counts(batches).items():
             if number < 1:
                 raise _refusal(f"{name}: {number}", "whole numbers above 0")
         for name, numbers in {
@@ -113,6 +101,22 @@ class KernelShape:
                 got = f"a context of {context} tokens"
                 allowed = f"more than the memory of {self.memory_tokens}, at most {most:,}"
                 raise _refusal(got, allowed)
+
+    def _counts(self, batches: tuple[int, ...]) -> dict[str, int]:
+        """Everything that must be above 0, by name."""
+        counts = {
+            "heads": self.query_heads,
+            "KV heads": self.kv_heads,
+            "head size": self.head_size,
+            "layers": self.layers,
+            **{f"batch {batch}": batch for batch in batches},
+            **{f"block of {queries} queries": queries for queries in self.block_queries},
+        }
+        if self.linear is not None:
+            counts["hidden size"] = self.linear.hidden_size
+            counts["intermediate size"] = self.linear.intermediate_size
+            counts["vocabulary"] = self.linear.vocabulary_tokens
+        return counts
 
 
 def _refusal(got: str, allowed: str) -> InputError:
