@@ -96,6 +96,13 @@ Cycles = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
 ]
+EarlyLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--early-launch/--no-early-launch",
+        help="Let compiled kernels start while the one before them finishes.",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write the JSON document here.")
 ]
@@ -118,6 +125,7 @@ def decode(
     rounds: Rounds = 5,
     cycles: Cycles = None,
     compile: Compile = True,
+    early_launch: EarlyLaunch = False,
     config_file: ConfigFile = None,
     preset: PresetName = None,
     out: Out = None,
@@ -139,7 +147,14 @@ def decode(
     _check_file("--plot", plot, suffix=".svg")
     chosen = _chosen_arms(arms, DEFAULT_ARMS)
     options = DecodeOptions(
-        batch, segment, verify_segment, acceptance, chosen, cycles, compiled=compile
+        batch,
+        segment,
+        verify_segment,
+        acceptance,
+        chosen,
+        cycles,
+        compiled=compile,
+        early_launch=early_launch,
     )
     with Progress(color=color) as progress:
         progress.stage(f"Decode benchmark of {shape} at {context:,} tokens x {batch}")

@@ -41,6 +41,13 @@ Context = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
 ]
+EarlyLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--early-launch/--no-early-launch",
+        help="Let compiled kernels start while the one before them finishes.",
+    ),
+]
 
 
 def warmup(
@@ -50,6 +57,7 @@ def warmup(
     batch: Batch = 1,
     context: Context = 0,
     compile: Compile = True,
+    early_launch: EarlyLaunch = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -72,6 +80,7 @@ def warmup(
             batch=batch,
             context_tokens=context,
             compiled=compile,
+            early_launch=early_launch,
             on_progress=progress.detail,
         )
     if as_json:

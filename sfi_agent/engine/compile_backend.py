@@ -13,7 +13,7 @@ from torch import fx
 
 from sfi_agent.engine.linear_pass import replace_linears
 
-__all__ = ["StepBackend", "step_backend"]
+__all__ = ["StepBackend", "early_step_backend", "step_backend"]
 
 
 class StepBackend:
@@ -61,5 +61,12 @@ def _has_early_launch() -> bool:
 
 
 def step_backend(graph_module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The backend of steps, as a function: it is the same object every time."""
+    """`StepBackend()` as a function, which is the same object every time."""
+    return StepBackend()(graph_module, example_inputs)
+
+
+def early_step_backend(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """`StepBackend(early_launch=True)`, likewise."""
     return StepBackend(early_launch=True)(graph_module, example_inputs)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfi_agent.engine.compile_backend import step_backend
+from sfi_agent.engine.compile_backend import early_step_backend, step_backend
 from sfi_agent.engine.runner import Runner
 
 __all__ = ["WarmUpReport", "prepare"]
@@ -36,6 +36,7 @@ def prepare(
     on_progress: Callable[[str], None],
     *,
     compiled: bool,
+    early_launch: bool = False,
 ) -> WarmUpReport:
     """Let a decoding of every kind of step happen once, compiled.
 
@@ -45,6 +46,7 @@ def prepare(
         play: Takes every kind of step that is wanted, on short sequences.
         on_progress: Told what is compiled and captured.
         compiled: Whether to compile the model's layers, which takes most of the time.
+        early_launch: See `StepBackend`.
     """
     started = time.perf_counter()
     programs = runner.programs
@@ -54,7 +56,7 @@ def prepare(
     programs.on_progress = on_progress
     try:
         if compiled:
-            programs.compile_with(step_backend)
+            programs.compile_with(early_step_backend if early_launch else step_backend)
         play()
     finally:
         programs.on_progress = lambda _: None

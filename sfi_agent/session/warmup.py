@@ -29,8 +29,10 @@ def warm_up(
     config: SessionConfig,
     batch: int,
     context_tokens: int,
-    compiled: bool,
     on_progress: Callable[[str], None],
+    *,
+    compiled: bool,
+    early_launch: bool,
 ) -> WarmUpReport:
     """See `Engine.warmup`."""
     at_least("batch", batch, 1)
@@ -51,7 +53,14 @@ def warm_up(
         for segment in _segments(config):
             _decode(engine, _with_segment(config, segment), batch, segment)
 
-    return prepare(engine.runner, context_tokens, play, on_progress, compiled=compiled)
+    return prepare(
+        engine.runner,
+        context_tokens,
+        play,
+        on_progress,
+        compiled=compiled,
+        early_launch=early_launch,
+    )
 
 
 def _segments(config: SessionConfig) -> list[int]:

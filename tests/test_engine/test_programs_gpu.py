@@ -147,10 +147,11 @@ def test_a_captured_batch_equals_eager_sessions_alone(slow_step: SlowStepKind) -
     assert whole >= 10, "rounding decided too often"
 
 
-def test_compiled_steps_equal_eager_ones() -> None:
+@pytest.mark.parametrize("early_launch", [False, True])
+def test_compiled_steps_equal_eager_ones(early_launch: bool) -> None:
     engine = Engine(model_on_device("qwen3", torch.float32), word_tokenizer())
     said: list[str] = []
-    report = engine.warmup(SEGMENTS, compiled=True, on_progress=said.append)
+    report = engine.warmup(SEGMENTS, early_launch=early_launch, on_progress=said.append)
     assert report.compiled and report.captured and report.reason == "" and report.seconds > 0
     assert any("compiled" in text for text in said)
     expected = tell(eager_engine("qwen3"), SEGMENTS, decoding(500), logits=True)

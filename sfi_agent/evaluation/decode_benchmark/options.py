@@ -58,6 +58,7 @@ class DecodeOptions:
         arms: Names out of `ARMS`, in any order.
         cycles: Segments with their slow steps per sample; None takes 3 on CUDA and 1 on a CPU.
         compiled: Whether the model's layers are compiled in captured steps.
+        early_launch: See `Engine.warmup`.
         copy_bytes: Size of the buffer whose copy measures bandwidth; None takes 1 GiB on CUDA
             and 256 MiB on a CPU.
         seed: Of history, tokens and coin.
@@ -70,6 +71,7 @@ class DecodeOptions:
     arms: tuple[str, ...] = DEFAULT_ARMS
     cycles: int | None = None
     compiled: bool = True
+    early_launch: bool = False
     copy_bytes: int | None = None
     seed: int = 1
 

@@ -182,6 +182,7 @@ class StepRun:
             play,
             self._on_progress,
             compiled=self._options.compiled,
+            early_launch=self._options.early_launch,
         )
 
     def _warm_up_times(self, report: WarmUpReport, first_pass_seconds: float) -> WarmUpTimes:
