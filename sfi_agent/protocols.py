@@ -204,7 +204,9 @@ class Selector(Protocol):
         """Choose at most `budget` candidates per KV head of one layer.
 
         Must not loop over heads in Python nor synchronise with the host, works on any device,
-        changes nothing in `evidence`, and is deterministic: ties go to the lower position.
+        changes nothing in `evidence`, and is deterministic: ties go to the lower position. Every
+        row of the batch is chosen for as if it were alone: captured steps pass several layers as
+        a batch.
 
         Args:
             evidence: See `Evidence`.

@@ -19,6 +19,9 @@ from sfi_agent.protocols import Evidence, Selection
 
 __all__ = ["RowRefresh", "flush_segments", "refresh_rows", "to_device"]
 
+_NUMBERS_AT_ONCE = 1 << 25
+"""Logits that a selector gets at once; what it makes of them is several times as much."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowRefresh:
@@ -177,29 +180,45 @@ def _ask_selector(
     positions: Tensor,
     counts: Tensor,
 ) -> float:
-    """Let a selector that is no ranking choose, layer by layer; the mean number selected."""
+    """Let a selector that is no ranking choose; the mean number selected.
+
+    Selectors choose for every row of a batch as for that row alone, which their contract test
+    holds them to. So several layers are asked for at once, as a batch.
+    """
     selector, budget = row.order.selector, min(cohort.geometry.selected_tokens, plan.candidates)
-    if not budget:
+    layers = cohort.geometry.sparse_layers
+    if not budget or not layers:
         return 0.0
-    start, end = plan.sink_tokens, plan.recent_start
+    at_once = max(1, _NUMBERS_AT_ONCE // store.logits[0, 0, ..., : plan.candidates].numel())
     selections: list[Selection | None] = []
-    for index in cohort.geometry.sparse_layers:
-        norms = None
-        if "key_norms" in selector.needs:
-            norms = row.sequence.layers[index].history.key_norms(start, end)[None]
-        evidence = Evidence(
-            logits=store.logits[index, row.slot, None, :, :, start:end],
-            key_norms=norms,
-            rest_mass=store.rest_mass[index, row.slot, None],
-            candidate_start=start,
-            prompt_end=plan.prompt_end,
-        )
-        selection = checked_selection(selector, evidence, budget)
-        places = selection.positions.shape[-1]
-        positions[index, row.slot, :, :places] = selection.positions[0]
-        counts[index, row.slot] = selection.counts[0]
-        selections.append(selection)
+    for first in range(0, len(layers), at_once):
+        asked = list(layers[first : first + at_once])
+        evidence = _evidence(store, row, plan, asked, with_norms="key_norms" in selector.needs)
+        chosen = checked_selection(selector, evidence, budget)
+        places = chosen.positions.shape[-1]
+        positions[asked, row.slot, :, :places] = chosen.positions
+        counts[asked, row.slot] = chosen.counts
+        selections += [
+            Selection(found[None], number[None])
+            for found, number in zip(chosen.positions, chosen.counts, strict=True)
+        ]
     return check_selections(selections, plan, selector)
+
+
+def _evidence(
+    store: EvidenceStore, row: RowRefresh, plan: RefreshPlan, layers: list[int], *, with_norms: bool
+) -> Evidence:
+    """What some layers of a row show, the layers as a batch."""
+    start, end = plan.sink_tokens, plan.recent_start
+    histories = [row.sequence.layers[index].history for index in layers]
+    norms = [history.key_norms(start, end) for history in histories if with_norms]
+    return Evidence(
+        logits=store.logits[layers, row.slot, :, :, start:end],
+        key_norms=torch.stack(norms) if with_norms else None,
+        rest_mass=store.rest_mass[layers, row.slot],
+        candidate_start=start,
+        prompt_end=plan.prompt_end,
+    )
 
 
 def _selections(
