@@ -146,16 +146,8 @@ def decode(
     _check_file("--out", out)
     _check_file("--plot", plot, suffix=".svg")
     chosen = _chosen_arms(arms, DEFAULT_ARMS)
-    options = DecodeOptions(
-        batch,
-        segment,
-        verify_segment,
-        acceptance,
-        chosen,
-        cycles,
-        compiled=compile,
-        early_launch=early_launch,
-    )
+    sizes = (batch, segment, verify_segment, acceptance, chosen, cycles)
+    options = DecodeOptions(*sizes, compiled=compile, early_launch=early_launch)
     with Progress(color=color) as progress:
         progress.stage(f"Decode benchmark of {shape} at {context:,} tokens x {batch}")
         result = _measure(shape, context, dtype, device, rounds, config, options, progress)
