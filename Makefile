@@ -12,6 +12,8 @@ VENV ?= .venv
 # Installed first, so that the range in pyproject.toml never pulls another build of torch. Give
 # another version, or pip options that name an index of CPU-only builds, in this variable.
 TORCH_SPEC ?= torch==2.13.0
+# Processes of test-gpu: most of its time is compiling kernels on the host.
+GPU_WORKERS ?= 6
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -30,7 +32,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m gpu -n $(GPU_WORKERS) $(PYTEST_ARGS)
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

@@ -147,6 +147,7 @@ def test_a_captured_batch_equals_eager_sessions_alone(slow_step: SlowStepKind) -
     assert whole >= 10, "rounding decided too often"
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("early_launch", [False, True])
 def test_compiled_steps_equal_eager_ones(early_launch: bool) -> None:
     engine = Engine(model_on_device("qwen3", torch.float32), word_tokenizer())
