@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ def compiled_modules(
         on_progress: Told when something was compiled.
     """
     modules = modules_to_compile(model)
+    _progress.say = on_progress
     before = [module._compiled_call_impl for module in modules]
     with torch._dynamo.config.patch(
         recompile_limit=_MOST_VARIANTS, accumulated_recompile_limit=4 * _MOST_VARIANTS
@@ -56,7 +58,7 @@ def compiled_modules(
                 call = _linear_call(module) if type(module) is nn.Linear else module._call_impl
                 # What `module.compile` sets, which leaves torch's own modules as they are.
                 module._compiled_call_impl = torch.compile(
-                    call, backend=_timed(backend, on_progress), dynamic=False
+                    call, backend=_timed(backend), dynamic=False
                 )
             yield
         finally:
@@ -73,10 +75,8 @@ def _linear_call(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     return call
 
 
-_timed_backends: dict[int, Callable[..., Any]] = {}
-
-
-def _timed(backend: Callable[..., Any], on_progress: Callable[[str], None]) -> Callable[..., Any]:
+@cache
+def _timed(backend: Callable[..., Any]) -> Callable[..., Any]:
     """The backend, saying how long it took; one object per backend, since it is compared."""
 
     def compile_graph(graph: Any, inputs: Any) -> Any:
@@ -88,11 +88,12 @@ def _timed(backend: Callable[..., Any], on_progress: Callable[[str], None]) -> C
         _progress.say(f"compiled a part of the model in {time.perf_counter() - started:.1f} s")
         return compiled
 
-    _progress.say = on_progress
-    return _timed_backends.setdefault(id(backend), compile_graph)
+    return compile_graph
 
 
 class _Progress:
+    """Who is told, while modules are compiled; backends outlive those who listen."""
+
     say: Callable[[str], None] = staticmethod(lambda _: None)
 
 

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgramSteps"]
 
-_BLOCK_STEP = 8
-
 
 class ProgramSteps:
     """See the module text.
