@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -93,7 +94,7 @@ class Runner:
         Returns:
             One outcome per request. When a step raises, every sequence stays between two steps.
         """
-        with self._lock, typed_memory_errors(self, [request.sequence for request in requests]):
+        with self._lock, self._device(), typed_memory_errors(self, [r.sequence for r in requests]):
             if self.programs is None:
                 return self._eager.execute(requests)
             return self.programs.execute(requests, batch, waiting, self._eager)
@@ -105,12 +106,17 @@ class Runner:
             sequence: Its segment must have been flushed.
             ids: At least one token.
         """
-        with self._lock, typed_memory_errors(self, [sequence]):
+        with self._lock, self._device(), typed_memory_errors(self, [sequence]):
             if self.programs is not None:
                 self.programs.forget(sequence)
             output = self.dense(sequence, ids)
         assert output is not None
         return output
+
+    def _device(self) -> AbstractContextManager[object]:
+        """Kernels of our own go to the current device, which need not be the model's."""
+        device = self.shape.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def dense(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -289,3 +291,21 @@ def test_a_parent_that_was_rewound_below_its_fork_steps_with_others() -> None:
             return [session.token_ids for session in (other, parent, child)]
 
     assert act(fresh_program_engine("llama")) == act(eager_engine("llama"))
+
+
+@pytest.mark.parametrize("slow_step", ["observe", "verify"])
+def test_a_closed_session_frees_its_history_and_memory(
+    slow_step: Literal["observe", "verify"],
+) -> None:
+    """Tables keep the buffers alive that they point at, and outlive sessions."""
+    engine = program_engine("llama")
+    config = POLICY.replace(slow_step=slow_step)
+    with engine.session(config) as session:
+        session.decode(PROMPT, max_new_tokens=NEW_TOKENS)
+        layers = session._core._state.sequence.layers  # type: ignore[union-attr]
+        buffers = [weakref.ref(layer.history.extents[0].buffer) for layer in layers]
+        memories = [weakref.ref(layer.memory.keys) for layer in layers if layer.memory is not None]
+        del layers
+    del session
+    gc.collect()
+    assert memories and all(buffer() is None for buffer in (*buffers, *memories))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -148,7 +148,7 @@ class Cohort:
                 slot = free.pop(0)
                 slots[index] = slot
                 self._evict(present[slot], slot)
-                self._sequences[slot] = weakref.ref(sequence)
+                self._sequences[slot] = weakref.ref(sequence, partial(self._vacate, slot))
                 self._placed[slot] = None
         return [slot for slot in slots if slot is not None]
 
@@ -187,6 +187,16 @@ class Cohort:
             () if kind == IDLE else memories[slot] if kind == FAST else histories[slot]
             for slot, kind in enumerate(kinds)
         )
+
+    def _vacate(self, slot: int, gone: weakref.ref[SequenceState]) -> None:
+        """A sequence has been freed: the tables let go of its buffers, which are the memory."""
+        if self._sequences[slot] is gone:
+            self._sequences[slot] = self._placed[slot] = None
+            for layer in range(len(self.geometry.sparse)):
+                # On the device the row stays as it was until the slot is taken; idle slots read
+                # nothing.
+                self.history.clear(layer, slot)
+                self.memory.clear(layer, slot)
 
     def _evict(self, sequence: SequenceState | None, slot: int) -> None:
         """A sequence that may come back keeps the starts that lie in its slot."""
