@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CohortPrograms", "ProgramNotMade", "ProgramOptions", "capacity_class"]
 
-StepKind = Literal["fast", "dense", "mixed", "block"]
+StepKind = Literal["fast", "dense", "mixed", "slow", "block"]
 _SLOW_SHARE = 4
 """Mixed steps are planned for as many slow rows as a batch takes at once (`engine/batch.py`)."""
 
@@ -132,16 +132,16 @@ class CohortPrograms:
 
         Args:
             kind: "fast" steps no slow rows, "dense" leaves no evidence, "mixed" does for its slow
-                rows, "block" keeps queries.
+                rows, which are few, "slow" for many, "block" keeps queries.
             mode: What the draw has to do.
             queries: Tokens per row, above 1 for blocks alone.
-            ranking: Of the selector, for "mixed".
+            ranking: Of the selector, for "mixed" and "slow".
             shared: Whether all rows share a prefix that is read once, for "dense" and "block".
         """
         key = (kind, mode, queries, ranking, shared)
         program = self._programs.get(key)
         if program is None:
-            evidence = self.store(ranking) if kind == "mixed" else None
+            evidence = self.store(ranking) if kind in ("mixed", "slow") else None
             kept = self._queries_buffer(queries) if kind == "block" else None
             layers = LayerSteps(
                 self.cohort,

@@ -224,4 +224,6 @@ class ProgramSteps:
         ]
         if not refreshing:
             return programs.step("dense", mode, shared=shared)
-        return programs.step("mixed", mode, ranking=ranking_of(refreshing[0]))
+        # As when all rows of a batch begin; later they are staggered.
+        many = 2 * len(refreshing) > programs.cohort.batch > 1
+        return programs.step("slow" if many else "mixed", mode, ranking=ranking_of(refreshing[0]))
