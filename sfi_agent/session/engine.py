@@ -155,8 +155,8 @@ class Engine:
         """Decode on many sessions together: one pass over the weights for a token of each.
 
         Each session keeps its policy, segment and kind of step; slow and fast rows share a pass.
-        What a session generates does not depend on the others (in half precision up to the
-        rounding of matrix products).
+        What a session generates does not depend on the others, up to the rounding of matrix
+        products.
 
         Args:
             sessions: Distinct sessions of this engine.
