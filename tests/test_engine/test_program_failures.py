@@ -54,7 +54,9 @@ class _Raises:
             raise Planned
 
     def select(self, evidence: Evidence, budget: int) -> Selection:
-        self.answer()
+        # Captured steps ask for several layers at once, as rows of the batch.
+        for _ in evidence.logits:
+            self.answer()
         heads = evidence.logits.shape[:2]
         oldest = evidence.candidate_start + torch.arange(budget)
         return Selection(oldest.expand(*heads, budget).contiguous(), torch.full(heads, budget))
