@@ -25,6 +25,7 @@ REQUIRED_FILES = {
     "sfi_agent/py.typed",
     "sfi_policies/py.typed",
     "sfi_selectors/py.typed",
+    "sfi_agent/engine/cpu_rows.c",
     f"{CHECKPOINT}/config.json",
     f"{CHECKPOINT}/generation_config.json",
     f"{CHECKPOINT}/tokenizer.json",
