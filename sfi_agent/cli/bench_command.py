@@ -11,8 +11,10 @@ import typer
 from sfi_agent.cli.bench_table import print_decode
 from sfi_agent.cli.choices import (
     Color,
+    Compile,
     ConfigFile,
     Device,
+    EarlyLaunch,
     Json,
     PresetName,
     choose_config,
@@ -91,16 +93,6 @@ Cycles = Annotated[
         min=1,
         help="Segments in a sample of observe, rectify and verify; else 3 on CUDA and 1 on a CPU.",
         show_default=False,
-    ),
-]
-Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
-]
-EarlyLaunch = Annotated[
-    bool,
-    typer.Option(
-        "--early-launch/--no-early-launch",
-        help="Let compiled kernels start while the one before them finishes.",
     ),
 ]
 Out = Annotated[

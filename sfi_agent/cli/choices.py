@@ -13,9 +13,11 @@ from sfi_agent.presets import PRESETS
 
 __all__ = [
     "Color",
+    "Compile",
     "ConfigFile",
     "Device",
     "Dtype",
+    "EarlyLaunch",
     "Json",
     "PresetName",
     "choose_config",
@@ -43,6 +45,17 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(metavar="NAME", help="auto (the checkpoint's own), float32, bfloat16, float16."),
+]
+
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
+]
+EarlyLaunch = Annotated[
+    bool,
+    typer.Option(
+        "--early-launch/--no-early-launch",
+        help="Let compiled kernels start while the one before them finishes.",
+    ),
 ]
 
 

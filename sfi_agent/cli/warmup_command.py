@@ -9,9 +9,11 @@ import typer
 
 from sfi_agent.cli.choices import (
     Color,
+    Compile,
     ConfigFile,
     Device,
     Dtype,
+    EarlyLaunch,
     Json,
     PresetName,
     choose_config,
@@ -36,16 +38,6 @@ Context = Annotated[
     int,
     typer.Option(
         metavar="TOKENS", min=0, help="Longest history to prepare for; 0 prepares for short ones."
-    ),
-]
-Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the layers of captured steps.")
-]
-EarlyLaunch = Annotated[
-    bool,
-    typer.Option(
-        "--early-launch/--no-early-launch",
-        help="Let compiled kernels start while the one before them finishes.",
     ),
 ]
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from sfi_agent.engine.linear_pass import replace_linears
 
-__all__ = ["StepBackend", "early_step_backend", "step_backend"]
+__all__ = ["StepBackend", "early_step_backend", "has_early_launch", "step_backend"]
 
 
 class StepBackend:
@@ -50,13 +50,14 @@ class StepBackend:
 
         # Whole steps are captured by the caller, so inductor captures nothing itself.
         patches: dict[str, Any] = {"triton.cudagraphs": False, "max_autotune": False}
-        if self._early_launch and _has_early_launch() and hasattr(config.triton, "enable_pdl"):
+        if self._early_launch and has_early_launch() and hasattr(config.triton, "enable_pdl"):
             patches["triton.enable_pdl"] = True
         compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
         return cast(Callable[..., Any], compiled)
 
 
-def _has_early_launch() -> bool:
+def has_early_launch() -> bool:
+    """Whether the current device lets kernels start while the one before them finishes."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 

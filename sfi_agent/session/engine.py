@@ -205,7 +205,7 @@ class Engine:
             on_progress: Told what is being prepared.
 
         Raises:
-            InputError: A number is not usable.
+            InputError: A number is not usable, or nothing compiled is to start early.
             ContextOverflowError: The model does not take histories of this length.
         """
         from sfi_agent.session.warmup import warm_up

@@ -277,7 +277,7 @@ def test_a_model_that_cannot_be_compiled_is_captured_as_it_is(
     engine = fresh_program_engine("llama")
     programs = capturing(engine, monkeypatch)
     programs.compile_with(backend)
-    assert programs.compiles
+    assert not programs.compiles, "nothing has been made yet"
 
     def act(session: Session) -> None:
         session.decode(PROMPT, max_new_tokens=NEW_TOKENS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sfi_agent import ConfigError, ContextOverflowError, Engine, InputError, SessionConfig
+from sfi_agent.engine.compile_backend import step_backend
 from sfi_agent.engine.runner import Runner
 from sfi_agent.observe.trace import SlowStepKind
 from tests.families import CONTEXT_TOKENS, model_of, tiny_engine, word_tokenizer
@@ -94,3 +95,20 @@ def test_programs_run_where_they_are_wanted_and_numbers_are_not_checked() -> Non
     assert uncaptured.programs is not None and not uncaptured.programs.captures
     checking = Runner(engine.model, engine.shape, execution="uncaptured", check_numbers=True)
     assert checking.programs is None
+
+
+def test_what_is_not_compiled_cannot_start_early() -> None:
+    with pytest.raises(InputError, match="early_launch"):
+        tiny_engine("llama").warmup(compiled=False, early_launch=True)
+
+
+def test_a_report_claims_no_capture_where_every_step_was_eager() -> None:
+    """As on a device whose kernels lack the model's head size."""
+    engine = tiny_engine("llama")
+    programs = Runner(engine.model, engine.shape, execution="uncaptured").programs
+    assert programs is not None
+    programs._capture = True
+    programs._backend = step_backend
+    programs._say("head size 12 is not a multiple of 8 up to 256")
+    assert not programs.captures and not programs.compiles
+    assert "head size 12" in programs.reason

@@ -57,13 +57,18 @@ class ProgramChoice:
 
     @property
     def compiles(self) -> bool:
-        """Whether steps of single tokens are compiled."""
-        return self._backend is not None and self._capture and self._steps is not None
+        """Whether steps that run as programs are compiled."""
+        return self._backend is not None and self.captures
 
     @property
     def captures(self) -> bool:
-        """Whether programs become CUDA graphs."""
-        return self._capture and self._steps is not None
+        """Whether steps have been captured as CUDA graphs."""
+        return self._capture and self._steps is not None and self._steps.seats.any_made
+
+    @property
+    def reason(self) -> str:
+        """Why something was not compiled or captured; "" where nothing was left out so far."""
+        return self.problem or ("" if self.captures else "; ".join(sorted(self._said)))
 
     def compile_with(self, backend: Callable[..., Any] | None) -> None:
         """Compile the model's modules in programs made from now on; those there are dropped."""

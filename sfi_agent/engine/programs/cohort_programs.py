@@ -104,6 +104,11 @@ class CohortPrograms:
         kept = self._captured_queries.nbytes if self._captured_queries is not None else 0
         return kept + sum(store.bytes for store in self._stores.values())
 
+    @property
+    def any_made(self) -> bool:
+        """Whether some step has been made a program."""
+        return bool(self._programs)
+
     def make_room(self, tokens: int) -> None:
         """Let histories of so many tokens be stepped; programs that lack room are dropped."""
         if tokens > self.capacity:

@@ -59,6 +59,11 @@ class Seats:
         """Of evidence, ranking keys and kept queries of all cohorts."""
         return sum(programs.bytes for programs in self._cohorts.values())
 
+    @property
+    def any_made(self) -> bool:
+        """Whether some step has been made a program."""
+        return any(programs.any_made for programs in self._cohorts.values())
+
     def take(
         self, sequences: Sequence[SequenceState], batch: int
     ) -> tuple[CohortPrograms, list[int]]:

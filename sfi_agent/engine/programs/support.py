@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from sfi_agent.engine.kernels import kernel_problem
+from sfi_agent.engine.kernels import kernel_problem, uses_kernels
 from sfi_agent.engine.programs.cohort import Geometry, geometry_of
 from sfi_agent.engine.programs.slot_steps import sampler_of
 from sfi_agent.engine.requests import BlockStep, DenseStep, FastStep
@@ -66,8 +66,9 @@ class Support:
     def _kernel_problem(self, geometry: Geometry) -> str | None:
         if geometry not in self._problems:
             found = None
-            if self._kernels:
-                sizes = geometry.key_dim, geometry.value_dim
+            sizes = geometry.key_dim, geometry.value_dim
+            # Asked first, because it says so with a warning: it concerns every step of the model.
+            if self._kernels and not uses_kernels(self._device, geometry.dtype, *sizes):
                 found = kernel_problem(self._device, geometry.dtype, *sizes)
             self._problems[geometry] = found
         return self._problems[geometry]

@@ -195,7 +195,7 @@ class StepRun:
             first_pass_seconds,
             programs.compiles,
             programs.captures,
-            programs.problem,
+            programs.reason,
         )
 
     def _arm(self, name: str, histories: Histories) -> TimedArm:
