@@ -1,8 +1,7 @@
 """Tile sizes and splits of the attention kernel, chosen from shapes alone.
 
-A plan never depends on lengths at run time, so that a captured step stays valid. Measured on an
-H200 with heads of 128 in bfloat16 (shares of copy bandwidth, 8 KV heads, groups of 4): 0.88 for
-2,308 tokens x 16 sequences, 1.05 for 131,072 tokens x 4, 0.99 for x 1.
+A plan never depends on lengths at run time, so that a captured step stays valid. What they reach is
+in docs/performance.md (`sfi-agent bench kernels`).
 """
 
 from __future__ import annotations
