@@ -117,7 +117,7 @@ def decode(
     rounds: Rounds = 5,
     cycles: Cycles = None,
     compile: Compile = True,
-    early_launch: EarlyLaunch = False,
+    early_launch: EarlyLaunch = True,
     config_file: ConfigFile = None,
     preset: PresetName = None,
     out: Out = None,

@@ -54,7 +54,7 @@ EarlyLaunch = Annotated[
     bool,
     typer.Option(
         "--early-launch/--no-early-launch",
-        help="Let compiled kernels start while the one before them finishes.",
+        help="Let compiled kernels start while the one before them finishes, on cards that can.",
     ),
 ]
 

@@ -49,7 +49,7 @@ def warmup(
     batch: Batch = 1,
     context: Context = 0,
     compile: Compile = True,
-    early_launch: EarlyLaunch = False,
+    early_launch: EarlyLaunch = True,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,

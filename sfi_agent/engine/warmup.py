@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfi_agent.engine.compile_backend import early_step_backend, has_early_launch, step_backend
+from sfi_agent.engine.compile_backend import early_step_backend, step_backend
 from sfi_agent.engine.runner import Runner
-from sfi_agent.errors import InputError, explain
-from sfi_agent.observe.log import log_event
 
 __all__ = ["WarmUpReport", "prepare"]
 
@@ -38,7 +36,7 @@ def prepare(
     on_progress: Callable[[str], None],
     *,
     compiled: bool,
-    early_launch: bool = False,
+    early_launch: bool = True,
 ) -> WarmUpReport:
     """Let a decoding of every kind of step happen once, compiled.
 
@@ -50,14 +48,6 @@ def prepare(
         compiled: Whether to compile the model's layers, which takes most of the time.
         early_launch: See `StepBackend`.
     """
-    if early_launch and not compiled:
-        raise InputError(
-            explain(
-                "warmed up with early_launch",
-                got="compiled=False",
-                allowed="early_launch with compiled=True: only compiled kernels can start early",
-            )
-        )
     started = time.perf_counter()
     programs = runner.programs
     if programs is None:
@@ -65,8 +55,6 @@ def prepare(
     programs.least_capacity_tokens = max(programs.least_capacity_tokens, context_tokens)
     programs.on_progress = on_progress
     try:
-        if early_launch and not has_early_launch():
-            log_event("warning", "early_launch_missing", reason="compute capability below 9.0")
         if compiled:
             programs.compile_with(early_step_backend if early_launch else step_backend)
         play()

@@ -50,7 +50,7 @@ def test_what_is_prepared_is_said(invoke: Invoke, engine: Warmed) -> None:
         "batch": 4,
         "context_tokens": 8192,
         "compiled": False,
-        "early_launch": False,
+        "early_launch": True,
     }
 
 

@@ -53,9 +53,10 @@ def test_a_captured_chain_reads_what_its_predecessors_wrote(rows: int) -> None:
     """Launches that start early wait for each other, for copies and for torch's own kernels."""
     torch.manual_seed(0)
     bf16 = torch.bfloat16
+    # Small steps of the residual: twenty large ones would make rounding errors grow without bound.
     gate, up, down = (
-        draw(*shape, dtype=bf16, device=DEVICE) / 16
-        for shape in ((640, 256), (640, 256), (256, 640))
+        draw(*shape, dtype=bf16, device=DEVICE) / divisor
+        for shape, divisor in (((640, 256), 16), ((640, 256), 16), ((256, 640), 256))
     )
     source, kept = (torch.zeros(rows, 256, dtype=bf16, device=DEVICE) for _ in range(2))
 
@@ -87,6 +88,8 @@ def test_a_captured_chain_reads_what_its_predecessors_wrote(rows: int) -> None:
     assert similarity > 0.99
 
 
+# The compiler of torch 2.11 uses what torch itself calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("early_launch", [False, True])
 def test_a_compiled_layer_equals_itself(early_launch: bool) -> None:
     torch.compiler.reset()

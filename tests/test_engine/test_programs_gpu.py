@@ -12,6 +12,7 @@ import torch
 
 from sfi_agent import Engine, Session, SessionConfig
 from sfi_agent.engine.programs.program import Program
+from sfi_agent.evaluation.random_models import MODEL_SHAPES, build_random_model
 from sfi_agent.observe.trace import SlowStepKind
 from tests.families import FAMILIES, build_model, word_tokenizer
 from tests.test_engine.program_cases import (
@@ -32,6 +33,9 @@ SEGMENTS = POLICY.replace(
     refresh={"min_segment_tokens": 2, "max_segment_tokens": 7},
 )
 """Blocks of at most eight tokens: one program for all of them."""
+SEGMENTS_OF_ANY_TEXT = SEGMENTS.replace(
+    memory={"selected_tokens": 512}, sampling={"temperature": 1.0, "seed": 5}
+)
 SAMPLED = SEGMENTS.replace(sampling={"temperature": 1.0, "top_p": 0.9, "top_k": 40, "seed": 3})
 
 pytestmark = [
@@ -166,6 +170,31 @@ def test_compiled_steps_equal_eager_ones(early_launch: bool) -> None:
     assert all_captured(engine)
 
 
+@pytest.mark.timeout(400)
+def test_kernels_that_start_early_change_no_bit() -> None:
+    """Layers of a published size, so that kernels overlap as they do in use."""
+    outputs = []
+    for early_launch in (False, True):
+        shape = {**MODEL_SHAPES["qwen3-4b"], "num_hidden_layers": 6, "vocab_size": 4096}
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(MODEL_SHAPES, "six-layers", shape)
+            model = build_random_model(
+                "six-layers",
+                device=torch.device(DEVICE),
+                dtype=torch.bfloat16,
+                context_tokens=CONTEXT_TOKENS,
+            )
+        engine = Engine(model)
+        report = engine.warmup(SEGMENTS_OF_ANY_TEXT, early_launch=early_launch)
+        assert report.compiled and report.captured
+        torch.manual_seed(0)
+        prompt = torch.randint(4096, (3000,)).tolist()
+        with engine.session(SEGMENTS_OF_ANY_TEXT) as session:
+            outputs.append(session.decode(prompt, max_new_tokens=800))
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0])) > 100
+
+
 @pytest.mark.parametrize("family", HELD)
 def test_captured_steps_part_from_eager_ones_in_bfloat16_only_where_rounding_decides(
     family: str,
@@ -199,8 +228,9 @@ def growth_of_64_tokens(engine: Engine, config: SessionConfig, tokens: int) -> i
     """Bytes that decoding takes at most beyond what is there when it begins."""
     with engine.session(config) as session:
         session.decode([index % 97 for index in range(tokens)], max_new_tokens=24)
-        # Begins with a slow step of one token, as what is measured does.
         session.decode([], max_new_tokens=24)
+        # What rectify left open is processed here: what is measured begins with a single token.
+        session.decode([], max_new_tokens=1)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

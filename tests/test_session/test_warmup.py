@@ -97,11 +97,6 @@ def test_programs_run_where_they_are_wanted_and_numbers_are_not_checked() -> Non
     assert checking.programs is None
 
 
-def test_what_is_not_compiled_cannot_start_early() -> None:
-    with pytest.raises(InputError, match="early_launch"):
-        tiny_engine("llama").warmup(compiled=False, early_launch=True)
-
-
 def test_a_report_claims_no_capture_where_every_step_was_eager() -> None:
     """As on a device whose kernels lack the model's head size."""
     engine = tiny_engine("llama")

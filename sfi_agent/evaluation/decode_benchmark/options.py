@@ -71,7 +71,7 @@ class DecodeOptions:
     arms: tuple[str, ...] = DEFAULT_ARMS
     cycles: int | None = None
     compiled: bool = True
-    early_launch: bool = False
+    early_launch: bool = True
     copy_bytes: int | None = None
     seed: int = 1
 
