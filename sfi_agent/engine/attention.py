@@ -17,11 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfi_agent.engine.history import LayerHistory, Piece
+from sfi_agent.engine.history_stream import HistoryStream
 from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.program_attention import ProgramContext, attend_in_program
-from sfi_agent.engine.sdpa import attend_history
+from sfi_agent.engine.sdpa import attend_history, attend_passing
 from sfi_agent.engine.sequence import LayerState, SequenceState
+from sfi_agent.engine.streamed_refresh import LayerWatch, PassSelections
 from sfi_agent.errors import ModelInUseError, NumericsError, UnsupportedModelError, explain
+from sfi_agent.protocols import Selector
 
 __all__ = [
     "ATTENTION_NAME",
@@ -29,6 +33,7 @@ __all__ = [
     "StepContext",
     "register_attention",
     "slow_fast_attention",
+    "streamed_histories",
 ]
 
 ATTENTION_NAME = "sfi_agent"
@@ -62,6 +67,8 @@ class StepContext:
         on_fast_attention: Told about every sparse layer of a fast step; None costs nothing.
         check_numbers: Whether outputs that are not finite raise, for debugging; the host then waits
             for every layer.
+        stream: Brings histories from host memory; needed where the sequence has some there.
+        selections: Made while the step runs; None where they are made later, or not at all.
     """
 
     kind: Literal["dense", "fast"]
@@ -71,6 +78,14 @@ class StepContext:
     selected_mass: list[Tensor] = field(default_factory=list)
     on_fast_attention: Callable[[FastAttention], None] | None = None
     check_numbers: bool = False
+    stream: HistoryStream | None = None
+    selections: PassSelections | None = None
+
+    def select_within(self, selector: Selector, new_tokens: int) -> None:
+        """Let the selections of the refresh behind this step be made while it runs, where its
+        history is streamed: evidence then needs no second look at it."""
+        if self.sequence.layout is not None and self.sequence.streamed:
+            self.selections = PassSelections(self.sequence, selector, new_tokens)
 
 
 @dataclass(slots=True)
@@ -82,6 +97,18 @@ class BatchContext:
     """
 
     rows: list[StepContext]
+
+
+def streamed_histories(context: StepContext | BatchContext) -> list[LayerHistory]:
+    """Histories that a pass reads from host memory, in the order in which its layers ask."""
+    steps = context.rows if isinstance(context, BatchContext) else [context]
+    by_layer = zip(*(step.sequence.layers for step in steps), strict=True)
+    return [
+        layer.history
+        for layers in by_layer
+        for step, layer in zip(steps, layers, strict=True)
+        if layer.history.streamed and (step.kind == "dense" or layer.memory is None)
+    ]
 
 
 def register_attention() -> None:
@@ -161,10 +188,7 @@ def _attend_row(
             position = step.sequence.processed_tokens
             step.on_fast_attention(FastAttention(index, position, query, out, layer))
     else:
-        layer.history.append(keys, values)
-        out = _attend_dense(query, layer, bool(step.capture_rows))
-        if step.capture_rows and layer.memory is not None:
-            layer.captured_query = query[:, -step.capture_rows :].clone()
+        out = _attend_dense(step, index, query, keys, values)
     if step.check_numbers and not bool(out.isfinite().all()):
         raise _not_finite(step, index, query, keys, values)
     return out
@@ -191,11 +215,39 @@ def _not_finite(
     )
 
 
-def _attend_dense(query: Tensor, layer: LayerState, slow: bool) -> Tensor:
-    if layer.window is None:
-        pieces = list(layer.history.pieces())
-        return attend_history(query, pieces, layer.scale, compiled_rows=slow)
-    return _attend_band(query, layer, layer.window)
+def _attend_dense(
+    step: StepContext, index: int, query: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Append to the history of a layer and attend to all of it."""
+    layer, watch = step.sequence.layers[index], None
+    own = Piece(layer.history.tokens, keys, values)
+    layer.history.append(keys, values)
+    if step.capture_rows and layer.memory is not None:
+        layer.captured_query = query[:, -step.capture_rows :].clone()
+        if step.selections is not None and step.selections.asks(layer):
+            watch = step.selections.watch(layer)
+    out = _attend_all(step, layer, query, own, watch)
+    if watch is not None and step.selections is not None:
+        step.selections.choose(index, watch)
+    return out
+
+
+def _attend_all(
+    step: StepContext, layer: LayerState, query: Tensor, own: Piece, watch: LayerWatch | None
+) -> Tensor:
+    if layer.window is not None:
+        return _attend_band(query, layer, layer.window)
+    if layer.history.streamed:
+        assert step.stream is not None, "nobody brings what is in host memory"
+        past = step.stream.pieces(layer.history, own.start)
+        look = watch.see if watch is not None else None
+        return attend_passing(query, past, own, layer.scale, look)
+    pieces = list(layer.history.pieces())
+    if watch is not None:
+        # A layer on the device, beside others that are not.
+        for piece in pieces:
+            watch.see(piece)
+    return attend_history(query, pieces, layer.scale, compiled_rows=bool(step.capture_rows))
 
 
 def _attend_band(query: Tensor, layer: LayerState, window: int) -> Tensor:

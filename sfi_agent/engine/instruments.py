@@ -43,7 +43,9 @@ class FastAttention:
         assert memory is not None
         past = self.state.history.joined(0, self.state.history.tokens)
         keys, values = memory.segment(memory.layout.segment_tokens + 1)
-        return torch.cat([past.keys, keys], dim=1), torch.cat([past.values, values], dim=1)
+        # The past may be in host memory.
+        before = past.keys.to(keys.device), past.values.to(values.device)
+        return torch.cat([before[0], keys], dim=1), torch.cat([before[1], values], dim=1)
 
     def visible_keys(self) -> tuple[Tensor, Tensor]:
         """The memory's keys `[kv_heads, capacity, key_dim]` and which of them this token sees,

@@ -90,6 +90,11 @@ class MemoryLayout:
         self.evidence_scratch = torch.empty(0, dtype=torch.float32, device=device)
 
     @property
+    def device(self) -> torch.device:
+        """Where the buffers live."""
+        return self._write_index.device
+
+    @property
     def capacity(self) -> int:
         return self.selected_capacity + self.tail_capacity
 
@@ -254,11 +259,12 @@ class LayerMemory:
         capacity = self.layout.capacity
         if self.keys.ndim == 3 and self.keys.shape[1] == capacity:
             return
-        like = next(history.pieces())
-        heads = like.keys.shape[0]
+        like, device = history.extents[0].buffer, self.layout.device
         # Zeroed, because slots outside the visible range take part in masked arithmetic.
-        self.keys = like.keys.new_zeros(heads, capacity, like.keys.shape[-1])
-        self.values = like.values.new_zeros(heads, capacity, like.values.shape[-1])
+        self.keys, self.values = (
+            part.new_zeros(part.shape[0], capacity, part.shape[-1], device=device)
+            for part in (like.keys, like.values)
+        )
 
     def _copy_selected(self, history: LayerHistory, plan: RefreshPlan, positions: Tensor) -> None:
         selected = self.layout.selected_capacity

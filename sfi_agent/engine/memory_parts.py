@@ -18,21 +18,25 @@ __all__ = ["memory_parts", "typed_memory_errors"]
 
 _REMEDY = (
     "lower memory.selected_tokens or the number of sessions, close sessions that are no longer "
-    "needed, shorten histories, set history.reserve_tokens so that buffers need not grow, or "
-    "lower prefill_chunk_tokens of the Engine"
+    "needed, shorten histories or keep them in host memory (history.device: cpu), set "
+    "history.reserve_tokens so that buffers need not grow, or lower prefill_chunk_tokens of the "
+    "Engine"
 )
 
 
 def memory_parts(runner: Runner, sequences: Sequence[SequenceState]) -> dict[str, int]:
-    """Bytes by what holds them, as far as the steps of these sequences can see."""
+    """Bytes of the device by what holds them, as far as the steps of these sequences can see."""
+    histories = sum(item.history_bytes - item.host_bytes for item in sequences)
     parts = {
         "weights": sum(parameter.nbytes for parameter in runner.model.parameters()),
-        f"histories of {len(sequences)} sequences": sum(item.history_bytes for item in sequences),
+        f"histories of {len(sequences)} sequences": histories,
         f"memories of {len(sequences)} sequences": sum(item.memory_bytes for item in sequences),
     }
     if runner.programs is not None:
         parts["evidence and selection of captured steps"] = runner.programs.bytes
     device = runner.shape.device
+    if any(item.streamed for item in sequences):
+        parts["rooms for histories in host memory"] = runner.host.device_bytes
     if device.type == "cuda":
         known = sum(parts.values())
         used = torch.cuda.memory_allocated(device)

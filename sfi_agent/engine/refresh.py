@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from sfi_agent.engine.cpu_rows import row_kernels
-from sfi_agent.engine.history import LayerHistory
+from sfi_agent.engine.history import LayerHistory, Piece
 from sfi_agent.engine.memory import LayerMemory, RefreshPlan
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.errors import PluginError, explain
 from sfi_agent.protocols import Evidence, Selection, Selector
 
-__all__ = ["check_selections", "checked_selection", "layer_evidence", "refresh_memory"]
+__all__ = [
+    "EvidenceWriter",
+    "check_selections",
+    "checked_selection",
+    "layer_evidence",
+    "note_starts",
+    "refresh_memory",
+]
 
 _EVIDENCE_CHUNK_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Keys are widened to float32 in pieces of this size: on a CPU the widened copy of a head then
@@ -54,7 +61,7 @@ def refresh_memory(
         _fill(layer.memory, layer.history, plan, selection)
         layer.captured_query = None
     layout.mean_selected_tokens = check_selections(selections, plan, selector)
-    _note_starts(sequence)
+    note_starts(sequence)
     layout.ready = True
     return selections
 
@@ -66,49 +73,76 @@ def layer_evidence(layer: LayerState, plan: RefreshPlan, *, with_norms: bool) ->
     a memory writes them where its sequence keeps room for them: they are valid until the next
     layer's evidence, so that no step allocates anything of the length of the history.
     """
-    captured = layer.captured_query
-    assert captured is not None, "the last dense step captured no queries"
-    query_heads, queries, dim = captured.shape
-    kv_heads = next(layer.history.pieces()).keys.shape[0]
-    group = query_heads // kv_heads
-    rows = captured.reshape(kv_heads, group, queries, dim).transpose(1, 2)
-    rows = rows.reshape(kv_heads, queries * group, dim)
-    tokens, layout = plan.history_tokens, layer.memory.layout if layer.memory else None
-    if layout is None:
-        logits = rows.new_empty(*rows.shape[:2], tokens, dtype=torch.float32)
-    else:
-        logits = layout.evidence_logits(rows.shape[0], rows.shape[1], tokens)
-    _write_logits(rows, layer.history, layer.scale, logits)
-    if queries > 1:
-        _mask_future(logits, queries, group)
+    writer = EvidenceWriter(layer, plan)
+    for piece in layer.history.pieces(0, plan.history_tokens):
+        writer.see(piece)
     start, end = plan.sink_tokens, plan.recent_start
-    candidates = logits[..., start:end]
-    rest = torch.logaddexp(_log_sum(logits[..., :start]), _log_sum(logits[..., end:]))
-    total = torch.logaddexp(_log_sum(candidates), rest)
-    return Evidence(
-        logits=candidates[None],
-        key_norms=layer.history.key_norms(start, end)[None] if with_norms else None,
-        rest_mass=(rest - total).exp().clamp(max=1.0)[None],
-        candidate_start=start,
-        prompt_end=plan.prompt_end,
-    )
+    return writer.evidence(layer.history.key_norms(start, end) if with_norms else None)
 
 
-def _write_logits(rows: Tensor, history: LayerHistory, scale: float, logits: Tensor) -> None:
+class EvidenceWriter:
+    """Writes a layer's evidence while pieces of its history come by, in any order.
+
+    Args:
+        layer: With captured queries; its history is not empty.
+        plan: Says which tokens are candidates, and how many there are.
+    """
+
+    def __init__(self, layer: LayerState, plan: RefreshPlan) -> None:
+        captured = layer.captured_query
+        assert captured is not None, "the last dense step captured no queries"
+        query_heads, self._queries, dim = captured.shape
+        kv_heads = layer.history.kv_heads
+        self._group = query_heads // kv_heads
+        rows = captured.reshape(kv_heads, self._group, self._queries, dim).transpose(1, 2)
+        self._rows = rows.reshape(kv_heads, self._queries * self._group, dim)
+        self._scale, self._plan = layer.scale, plan
+        shape = (*self._rows.shape[:2], plan.history_tokens)
+        layout = layer.memory.layout if layer.memory else None
+        if layout is None:
+            self._logits = self._rows.new_empty(shape, dtype=torch.float32)
+        else:
+            self._logits = layout.evidence_logits(*shape)
+
+    def see(self, piece: Piece) -> None:
+        """Write the logits of some tokens, none of them behind the plan's last one."""
+        end = piece.start + piece.keys.shape[1]
+        _write_logits(self._rows, piece.keys, self._scale, self._logits[..., piece.start : end])
+
+    def evidence(self, key_norms: Tensor | None) -> Evidence:
+        """When every token has been seen.
+
+        Args:
+            key_norms: Of the candidates, `[kv_heads, candidates]` float32, if they are needed.
+        """
+        plan, logits = self._plan, self._logits
+        if self._queries > 1:
+            _mask_future(logits, self._queries, self._group)
+        start, end = plan.sink_tokens, plan.recent_start
+        candidates = logits[..., start:end]
+        rest = torch.logaddexp(_log_sum(logits[..., :start]), _log_sum(logits[..., end:]))
+        total = torch.logaddexp(_log_sum(candidates), rest)
+        return Evidence(
+            logits=candidates[None],
+            key_norms=key_norms[None] if key_norms is not None else None,
+            rest_mass=(rest - total).exp().clamp(max=1.0)[None],
+            candidate_start=start,
+            prompt_end=plan.prompt_end,
+        )
+
+
+def _write_logits(rows: Tensor, keys: Tensor, scale: float, target: Tensor) -> None:
     """Scaled logits of `rows` `[kv_heads, rows, dim]`, into `[kv_heads, rows, tokens]` float32."""
     chunk = _EVIDENCE_CHUNK_TOKENS.get(rows.device.type, 1024)
-    for piece in history.pieces(0, logits.shape[-1]):
-        tokens = piece.keys.shape[1]
-        target = logits[..., piece.start : piece.start + tokens]
-        kernels = row_kernels(rows, piece.keys, piece.keys)
-        if kernels is not None:
-            kernels.logits(rows, piece.keys, scale, target)
-        elif rows.device.type == "cpu":
-            # Head by head: what one product reads fits the cache, and threads seldom meet.
-            for head in range(rows.shape[0]):
-                _widened_products(rows[head], piece.keys[head], scale, chunk, target[head])
-        else:
-            _widened_products(rows, piece.keys, scale, chunk, target)
+    kernels = row_kernels(rows, keys, keys)
+    if kernels is not None:
+        kernels.logits(rows, keys, scale, target)
+    elif rows.device.type == "cpu":
+        # Head by head: what one product reads fits the cache, and threads seldom meet.
+        for head in range(rows.shape[0]):
+            _widened_products(rows[head], keys[head], scale, chunk, target[head])
+    else:
+        _widened_products(rows, keys, scale, chunk, target)
 
 
 def _widened_products(rows: Tensor, keys: Tensor, scale: float, chunk: int, out: Tensor) -> None:
@@ -180,8 +214,7 @@ def _fill(
     memory: LayerMemory, history: LayerHistory, plan: RefreshPlan, selection: Selection | None
 ) -> None:
     if selection is None:
-        heads = next(history.pieces()).keys.shape[0]
-        counts = memory.layout.write_index.new_zeros(heads)
+        counts = memory.layout.write_index.new_zeros(history.kv_heads)
         memory.refresh(history, plan, counts[:, None][:, :0], counts)
     else:
         memory.refresh(history, plan, selection.positions[0], selection.counts[0])
@@ -223,7 +256,7 @@ def check_selections(
     return float(mean)
 
 
-def _note_starts(sequence: SequenceState) -> None:
+def note_starts(sequence: SequenceState) -> None:
     """On a CPU, know on the host where heads start, so that fast steps can slice the buffer.
 
     On other devices the bounds stay where they are: reading them would stall the device, and a

@@ -9,7 +9,7 @@ log-sum-exps. `reference_attention` is the plain float32 form that everything is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -20,7 +20,14 @@ from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import Piece
 from sfi_agent.observe.log import log_event
 
-__all__ = ["attend_history", "attend_rows", "lse_kernel", "reference_attention"]
+__all__ = [
+    "RunningSoftmax",
+    "attend_history",
+    "attend_passing",
+    "attend_rows",
+    "lse_kernel",
+    "reference_attention",
+]
 
 
 class LseKernel(Protocol):
@@ -160,6 +167,67 @@ def attend_history(
         partial.append(_past_rows(query, last.keys[:, :split], last.values[:, :split], scale))
     partial.append(_newest_block(query, last.keys[:, split:], last.values[:, split:], scale))
     return _merge(partial).to(query.dtype)
+
+
+def attend_passing(
+    query: Tensor,
+    past: Iterable[Piece],
+    own: Piece,
+    scale: float,
+    look: Callable[[Piece], None] | None = None,
+) -> Tensor:
+    """Causal attention of the newest rows over a history that comes by piece by piece.
+
+    Args:
+        query: `[query_heads, rows, key_dim]`.
+        past: The tokens before these rows, in any order. A piece is valid until the next one is
+            asked for.
+        own: The rows' own tokens.
+        scale: Factor of the logits.
+        look: Shown every piece while it is there, the own one last.
+
+    Returns:
+        `[query_heads, rows, value_dim]` in the dtype of `query`.
+    """
+    folded = _fold(query, own.keys.shape[0]).contiguous()
+    softmax = RunningSoftmax()
+    for piece in past:
+        out, lse = lse_kernel(query, piece.values)(folded, piece.keys, piece.values, scale, False)
+        softmax.add(out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2]))
+        if look is not None:
+            look(piece)
+    softmax.add(*_newest_block(query, own.keys, own.values, scale))
+    if look is not None:
+        look(own)
+    return softmax.result().to(query.dtype)
+
+
+class RunningSoftmax:
+    """One softmax out of parts that come one after the other, in float32; keeps one at a time."""
+
+    def __init__(self) -> None:
+        self._out: Tensor | None = None
+        self._lse: Tensor | None = None
+
+    def add(self, out: Tensor, lse: Tensor) -> None:
+        """Attention over some more tokens.
+
+        Args:
+            out: `[heads, rows, value_dim]`.
+            lse: `[heads, rows]` float32, its log-sum-exps.
+        """
+        if self._out is None or self._lse is None:
+            self._out, self._lse = out, lse
+            return
+        total = torch.logaddexp(self._lse, lse)
+        before, share = (self._lse - total).exp(), (lse - total).exp()
+        self._out = (self._out.float() * before[..., None]).add_(out.float() * share[..., None])
+        self._lse = total
+
+    def result(self) -> Tensor:
+        """Attention over all of them; in the dtype of the part where there was one alone."""
+        assert self._out is not None, "no part was added"
+        return self._out
 
 
 def _past_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sfi_agent.engine.history import LayerHistory, MoveCounter
+from sfi_agent.engine.host_history import HostStore
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 
 __all__ = ["LayerState", "SequenceState"]
@@ -46,6 +47,9 @@ class SequenceState:
         layout: The shared memory layout; None in dense mode.
         dense_layers: Layers that attend the whole history at every step.
         reserve_tokens: Capacity to allocate at once in every layer.
+        store: The host memory for the history of layers that do not read it at every step: those
+            with a memory, and in dense mode those without a window. None keeps everything on the
+            model's device.
 
     Attributes:
         processed_tokens: How many tokens the model has seen.
@@ -58,6 +62,7 @@ class SequenceState:
         layout: MemoryLayout | None,
         dense_layers: frozenset[int],
         reserve_tokens: int = 0,
+        store: HostStore | None = None,
     ) -> None:
         self.layout = layout
         self.processed_tokens = 0
@@ -66,13 +71,25 @@ class SequenceState:
         for index, window in enumerate(windows):
             sparse = layout is not None and window is None and index not in dense_layers
             memory = LayerMemory(layout) if sparse and layout is not None else None
-            self.layers.append(LayerState(LayerHistory(reserve_tokens), window, memory))
+            away = store if sparse or (layout is None and window is None) else None
+            self.layers.append(LayerState(LayerHistory(reserve_tokens, away), window, memory))
             self.layers[-1].history.moves = self.moves
 
     @property
     def history_bytes(self) -> int:
         """Bytes of the history buffers this sequence owns (shared extents belong to a parent)."""
         return sum(layer.history.owned_bytes for layer in self.layers)
+
+    @property
+    def host_bytes(self) -> int:
+        """How many of these are in host memory."""
+        owned = [buffer for layer in self.layers for buffer in layer.history.owned_buffers]
+        return sum(buffer.nbytes for buffer in owned if buffer.home is not None)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the history of some layer is in host memory, so that dense steps stream it."""
+        return any(layer.history.streamed for layer in self.layers)
 
     @property
     def memory_bytes(self) -> int:
@@ -89,6 +106,14 @@ class SequenceState:
         if self.layout is None or not self.layout.ready:
             return self.processed_tokens
         return self.layout.visible_tokens
+
+    def expect(self, tokens: int) -> None:
+        """So many tokens are about to be processed: host memory is taken for all of them at once,
+        in few buffers."""
+        for layer in self.layers:
+            history = layer.history
+            if history.store is not None:
+                history.reserve_tokens = max(history.reserve_tokens, history.tokens + tokens)
 
     def flush_segment(self) -> None:
         """Copy the open segment's keys and values from the memory into the history."""
@@ -141,11 +166,22 @@ class SequenceState:
         if self.layout is not None:
             self.layout.ready = False
 
+    def move_history_to(self, other: SequenceState) -> None:
+        """Give the history to a fresh sequence of the same model and policy; this one is done."""
+        assert not self.segment_tokens, "flush the segment before moving"
+        for own, taker in zip(self.layers, other.layers, strict=True):
+            taker.history, taker.scale = own.history, own.scale
+            taker.history.moves = other.moves
+        other.processed_tokens = self.processed_tokens
+
     def share_history_with(self, child: SequenceState) -> None:
         """Let a fresh sequence of the same model read this one's history; nothing is copied."""
         assert not self.segment_tokens, "flush the segment before forking"
         for own, other in zip(self.layers, child.layers, strict=True):
+            # What the child adds goes where its own policy says.
+            store = other.history.store
             other.history = own.history.fork()
+            other.history.store = store
             other.history.moves = child.moves
         child.moves.count += 1
         child.processed_tokens = self.processed_tokens

@@ -14,11 +14,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.history import LayerHistory
 from sfi_agent.engine.kernels import ExtentPlace, ExtentTable
 from sfi_agent.engine.programs.control import FAST, IDLE
 from sfi_agent.engine.sequence import SequenceState
 
-__all__ = ["Cohort", "Geometry", "geometry_of", "shared_tokens"]
+__all__ = ["Cohort", "Geometry", "geometry_of", "places_of", "read_histories", "shared_tokens"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Geometry:
         kv_heads: KV heads of every layer.
         key_dim, value_dim: Head sizes.
         dtype: Of keys and values.
-        extents: Most extents of a history: 1, or the next power of two.
+        extents: Most extents of a history that is on the device: 1, or the next power of two.
     """
 
     sparse: tuple[bool, ...]
@@ -61,14 +62,13 @@ class Geometry:
 
 def geometry_of(sequence: SequenceState) -> Geometry | None:
     """The geometry of a sequence with a history; None where its layers differ in size."""
-    pieces = [next(layer.history.pieces()) for layer in sequence.layers]
-    sizes = {
-        (piece.keys.shape[0], piece.keys.shape[-1], piece.values.shape[-1]) for piece in pieces
-    }
+    buffers = [layer.history.extents[0].buffer for layer in sequence.layers]
+    sizes = {(b.keys.shape[0], b.keys.shape[-1], b.values.shape[-1]) for b in buffers}
     if len(sizes) > 1:
         return None
     layout = sequence.layout
-    extents = max(len(layer.history.extents) for layer in sequence.layers)
+    histories = read_histories(sequence)
+    extents = max((len(history.extents) for history in histories), default=1)
     return Geometry(
         tuple(layer.memory is not None for layer in sequence.layers),
         tuple(layer.window for layer in sequence.layers),
@@ -76,10 +76,17 @@ def geometry_of(sequence: SequenceState) -> Geometry | None:
         layout.selected_tokens if layout is not None else 0,
         layout.recent_tokens if layout is not None else 0,
         *sizes.pop(),
-        pieces[0].keys.dtype,
+        buffers[0].keys.dtype,
         # One more, because a fork begins an extent of its own with its first token.
-        1 << (extents - 1).bit_length() if _writes_in_place(sequence) else _next_power(extents),
+        1 << (extents - 1).bit_length() if _writes_in_place(histories) else _next_power(extents),
     )
+
+
+def read_histories(sequence: SequenceState) -> list[LayerHistory]:
+    """Histories that programs may read and write: those on the device. Others are never told to
+    them: no table has an address in host memory."""
+    histories = [layer.history for layer in sequence.layers]
+    return [history for history in histories if not history.streamed]
 
 
 def shared_tokens(sequences: Sequence[SequenceState]) -> int:
@@ -212,11 +219,10 @@ class Cohort:
     def _place(self, slot: int, sequence: SequenceState) -> None:
         ready = sequence.layout is not None and sequence.layout.ready
         for index, layer in enumerate(sequence.layers):
-            places, first = [], 0
-            for extent in layer.history.extents:
-                places.append(ExtentPlace(extent.buffer.keys, extent.buffer.values, first))
-                first += extent.tokens
-            self.history.place(index, slot, places)
+            if layer.history.streamed:
+                self.history.clear(index, slot)
+            else:
+                self.history.place(index, slot, places_of(layer.history))
             memory = layer.memory
             if memory is not None and memory.keys.ndim == 3:
                 self.memory.place(index, slot, [ExtentPlace(memory.keys, memory.values)])
@@ -224,6 +230,15 @@ class Cohort:
                 if ready:
                     self.memory_starts[index, slot].copy_(memory.starts)
                 memory.starts = self.memory_starts[index, slot]
+
+
+def places_of(history: LayerHistory) -> list[ExtentPlace]:
+    """Where the tokens of a history lie."""
+    places, first = [], 0
+    for extent in history.extents:
+        places.append(ExtentPlace(extent.buffer.keys, extent.buffer.values, first))
+        first += extent.tokens
+    return places
 
 
 def _signature(sequence: SequenceState) -> tuple[int, ...]:
@@ -235,8 +250,8 @@ def _signature(sequence: SequenceState) -> tuple[int, ...]:
     return moves, memory.keys.data_ptr(), memory.keys.numel(), memory.starts.data_ptr()
 
 
-def _writes_in_place(sequence: SequenceState) -> bool:
-    last = [layer.history.extents[-1] for layer in sequence.layers]
+def _writes_in_place(histories: Sequence[LayerHistory]) -> bool:
+    last = [history.extents[-1] for history in histories]
     return all(end.owned and end.tokens >= end.buffer.shared_tokens for end in last)
 
 

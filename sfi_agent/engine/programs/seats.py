@@ -79,7 +79,8 @@ class Seats:
             programs = CohortPrograms(self._model, cohort, self._query_heads, self._options)
             cohort.on_evict = partial(self._evicted, programs)
             self._cohorts[key] = programs
-        longest = max(sequence.processed_tokens for sequence in sequences) + LARGEST_BLOCK
+        tokens = max(self.support.read_tokens(sequence) for sequence in sequences)
+        longest = tokens + LARGEST_BLOCK
         before = programs.capacity
         programs.make_room(max(longest, self.least_capacity_tokens + LARGEST_BLOCK))
         if programs.capacity != before:

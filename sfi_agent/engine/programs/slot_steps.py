@@ -16,7 +16,7 @@ from sfi_agent.engine.requests import (
     RefreshStep,
     StepRequest,
 )
-from sfi_agent.engine.sampling import OverridingChooser, Sampler
+from sfi_agent.engine.sampling import AllowedTokens, OverridingChooser, Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.protocols import Ranking, Selector, declared_ranking
 
@@ -67,6 +67,8 @@ def ranking_of(request: StepRequest) -> Ranking | None:
 def sampler_of(drawing: Drawing) -> Sampler | None:
     """The sampler that draws on the device; None for choosers that programs do not know."""
     chooser = drawing.chooser
+    if isinstance(chooser, AllowedTokens):
+        chooser = chooser.chooser
     inner = chooser.sampler if isinstance(chooser, OverridingChooser) else chooser
     return inner if isinstance(inner, Sampler) else None
 
@@ -139,6 +141,9 @@ def next_slot_step(request: FastStep | DenseStep, shared: int) -> SlotStep | Non
     sampler = sampler_of(request.drawing)
     if not request.may_continue or request.drawing.with_logits or sampler is None:
         return None
+    if isinstance(chooser, AllowedTokens):
+        # The token comes from the host (see `choices_of`), and so does what may follow it.
+        return None
     position = sequence.processed_tokens
     token = chooser.at(position, CHAINED) if isinstance(chooser, OverridingChooser) else CHAINED
     if isinstance(request, DenseStep):
@@ -178,13 +183,18 @@ def choices_of(
     first_position: int,
     count: int,
 ) -> tuple[Choice, ...]:
-    """What was drawn behind the first `count` tokens of a slot, for positions from the first on."""
+    """What was drawn behind the first `count` tokens of a slot, for positions from the first on.
+
+    Where tokens are restricted, they are drawn here from the step's logits.
+    """
     found = []
     chooser = drawing.chooser
-    given = chooser if isinstance(chooser, OverridingChooser) else None
     for row, (token, entropy) in enumerate(pending.read(slot)[:count]):
-        if given is not None:
-            token = given.at(first_position + row, token)
+        position = first_position + row
+        if isinstance(chooser, OverridingChooser):
+            token = chooser.at(position, token)
+        elif isinstance(chooser, AllowedTokens) and position >= chooser.first_position:
+            token = int(chooser.choose(program.logits[slot, row], position))
         logits = program.logits[slot, row].clone() if drawing.with_logits else None
         found.append(Choice(token, entropy if drawing.with_entropy else None, None, logits))
     return tuple(found)

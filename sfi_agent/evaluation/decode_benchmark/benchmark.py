@@ -16,6 +16,7 @@ from sfi_agent.errors import InputError, explain
 from sfi_agent.evaluation.decode_benchmark.memory_use import begin_peak, give_back
 from sfi_agent.evaluation.decode_benchmark.needs import (
     free_bytes,
+    host_bytes,
     needed_bytes,
     refuse_without_room,
 )
@@ -128,6 +129,9 @@ def _check(setting: Setting, *, built: bool) -> None:
         parts.pop("weights")
     what = f"{setting.context_tokens:,} tokens x {options.batch}"
     refuse_without_room(parts, free_bytes(setting.device), what)
+    if setting.on_host:
+        free = free_bytes(torch.device("cpu"))
+        refuse_without_room(host_bytes(setting), free, f"{what} in host memory")
 
 
 def _kernel_shape(setting: Setting) -> KernelShape:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Clock", "CopyProbe", "Moment", "Span"]
+__all__ = ["BusProbe", "Clock", "CopyProbe", "Moment", "Span"]
 
 _COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
 _COPIES = {"cuda": 8, "cpu": 1}
@@ -98,6 +98,31 @@ class CopyProbe:
         span = self._clock.between(first, self._clock.now())
         moved = 2 * self._source.nbytes * self._copies
         return moved / (span.device_seconds or span.seconds)
+
+
+class BusProbe:
+    """Copies pinned host memory to a device: the bandwidth that streaming a history has at most.
+
+    Args:
+        device: That copies to itself.
+        buffer_bytes: As in `CopyProbe`.
+    """
+
+    def __init__(self, device: torch.device, buffer_bytes: int | None) -> None:
+        self.buffer_bytes = buffer_bytes or copy_bytes(device.type)
+        self._copies = _COPIES.get(device.type, 1)
+        self._clock = Clock(device)
+        pinned = device.type == "cuda"
+        self._source = torch.ones(self.buffer_bytes // 4, pin_memory=pinned)
+        self._target = torch.empty_like(self._source, device=device, pin_memory=False)
+
+    def sample(self) -> float:
+        """Bytes per second that arrive."""
+        first = self._clock.now()
+        for _ in range(self._copies):
+            self._target.copy_(self._source, non_blocking=True)
+        span = self._clock.between(first, self._clock.now())
+        return self._source.nbytes * self._copies / (span.device_seconds or span.seconds)
 
 
 def copy_bytes(device_type: str) -> int:

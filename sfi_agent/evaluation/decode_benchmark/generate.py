@@ -25,6 +25,8 @@ _SPARE_SHARE = 0.05
 def no_room_for_generate(histories: Histories, device: torch.device) -> str | None:
     """Why the arm cannot run, or None: its cache is a second copy of all histories, and for a
     moment of each step one layer has a third."""
+    if histories.host_bytes:
+        return "the histories are in host memory, and transformers' cache would be on the device"
     layers = len(histories.sparse[0].sequence.layers)
     needed = histories.history_bytes * (1 + 1 / layers) * (1 + _SPARE_SHARE)
     free = free_bytes(device)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from sfi_agent.engine.decoding_state import DecodingState
-from sfi_agent.engine.history import Extent, LayerHistory
+from sfi_agent.engine.history import Buffer, Extent, LayerHistory
 from sfi_agent.engine.memory import MemoryLayout
 from sfi_agent.engine.sequence import SequenceState
 
 if TYPE_CHECKING:
+    from sfi_agent.engine.host_history import HostStore
     from sfi_agent.engine.model_shape import ModelShape
     from sfi_agent.evaluation.decode_benchmark.setting import Setting
 
@@ -33,6 +34,7 @@ class Histories:
     Args:
         shape: Of the model.
         setting: What is benchmarked.
+        store: The host memory that histories are kept in; None keeps them on the device.
 
     Attributes:
         context_tokens: Length of each history.
@@ -40,7 +42,7 @@ class Histories:
         dense: The same without.
     """
 
-    def __init__(self, shape: ModelShape, setting: Setting) -> None:
+    def __init__(self, shape: ModelShape, setting: Setting, store: HostStore | None = None) -> None:
         self._shape, self._sizes = shape, setting.sizes
         self._seed = setting.options.seed
         self.context_tokens = setting.context_tokens
@@ -49,6 +51,7 @@ class Histories:
         self._ids.append(11 % vocabulary)
         self.sparse: list[DecodingState] = []
         self.dense: list[DecodingState] = []
+        self._buffers: list[list[Buffer]] = []
         memory = setting.config.memory
         # Room for what arms append, so that nothing moves while it is timed.
         capacity = self.context_tokens + setting.room_tokens
@@ -57,7 +60,7 @@ class Histories:
                 memory.sink_tokens, memory.selected_tokens, memory.recent_tokens, shape.device
             )
             layers = frozenset(memory.dense_layers)
-            sequence = SequenceState(shape.windows, layout, layers, capacity)
+            sequence = SequenceState(shape.windows, layout, layers, capacity, store)
             self.sparse.append(DecodingState(list(self._ids), sequence))
 
     @property
@@ -67,6 +70,11 @@ class Histories:
     @property
     def history_bytes(self) -> int:
         return sum(state.sequence.history_bytes for state in self.sparse)
+
+    @property
+    def host_bytes(self) -> int:
+        """How many of the histories' bytes are in host memory."""
+        return sum(state.sequence.host_bytes for state in self.sparse)
 
     @property
     def memory_bytes(self) -> int:
@@ -83,6 +91,7 @@ class Histories:
             sequence = _reader(state.sequence, self._shape)
             self.dense.append(DecodingState(list(self._ids), sequence))
         self.rewind()
+        self._buffers = self._present()
 
     def rewind(self) -> None:
         """Every arm starts from the same ids and histories: the last id is pending.
@@ -100,11 +109,15 @@ class Histories:
             assert state.unprocessed == self._ids[-1:], "an arm left ids behind"
             for layer in state.sequence.layers:
                 assert layer.history.tokens == self.context_tokens, "an arm left tokens behind"
-                assert len(layer.history.extents) == 1, "an arm began an extent"
-        for one, other in zip(self.sparse, self.dense, strict=True):
-            for mine, theirs in zip(one.sequence.layers, other.sequence.layers, strict=True):
-                same = mine.history.extents[0].buffer is theirs.history.extents[0].buffer
-                assert same, "a buffer was moved"
+        assert self._present() == self._buffers, "a buffer was moved, or an extent begun"
+        half = len(self._buffers) // 2
+        assert self._buffers[:half] == self._buffers[half:], "dense arms read other buffers"
+
+    def _present(self) -> list[list[Buffer]]:
+        """Buffers of every layer, those of the sparse sequences first."""
+        sequences = [state.sequence for state in (*self.sparse, *self.dense)]
+        layers = [layer for sequence in sequences for layer in sequence.layers]
+        return [[extent.buffer for extent in layer.history.extents] for layer in layers]
 
     def _fill_layer(self, history: LayerHistory, generator: torch.Generator) -> None:
         sizes, shape = self._sizes, self._shape
@@ -126,8 +139,10 @@ def _reader(sequence: SequenceState, shape: ModelShape) -> SequenceState:
     """A sequence of mode dense over the same buffers, which it may write to as well."""
     reader = SequenceState(shape.windows, None, frozenset())
     for own, other in zip(sequence.layers, reader.layers, strict=True):
-        extent = own.history.extents[0]
-        other.history.extents.append(Extent(extent.buffer, extent.tokens, owned=True))
+        other.history.store = own.history.store
+        other.history.extents += [
+            Extent(extent.buffer, extent.tokens, owned=True) for extent in own.history.extents
+        ]
     # Where tokens lie has changed for whoever looked before.
     reader.moves.count += 1
     reader.processed_tokens = sequence.processed_tokens

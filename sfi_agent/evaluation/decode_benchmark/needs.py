@@ -23,10 +23,12 @@ from sfi_agent.protocols import declared_ranking
 if TYPE_CHECKING:
     from sfi_agent.protocols import Selector
 
-__all__ = ["free_bytes", "needed_bytes", "refuse_without_room"]
+__all__ = ["free_bytes", "host_bytes", "needed_bytes", "refuse_without_room"]
 
 _WORKING_BYTES = {"cuda": 3 << 29, "cpu": 1 << 27}
 """For libraries, activations and what captured steps keep between two kernels."""
+_HOST_ROOM_BYTES = 9 << 26
+"""Where histories in host memory pass through, and where new tokens leave from."""
 _BLOCK_STEP = 8
 _SPARSE_ARMS = frozenset({"slow", "fast", "observe", "rectify", "verify", "selection"})
 _BLOCK_ARMS = frozenset({"rectify", "verify", "selection"})
@@ -38,12 +40,15 @@ def needed_bytes(setting: Setting) -> dict[str, int]:
     sizes, options, config = setting.sizes, setting.options, setting.config
     on_cuda, batch = setting.device.type == "cuda", options.batch
     tokens = setting.context_tokens + setting.room_tokens
+    on_device = sizes.layers - setting.streamed_layers
     parts = {
         "weights": sizes.weight_bytes,
         f"{batch} histories of {setting.context_tokens:,} tokens": (
-            batch * tokens * sizes.token_bytes
+            batch * tokens * on_device * sizes.layer_token_bytes
         ),
     }
+    if setting.on_host:
+        parts["rooms for histories in host memory"] = _HOST_ROOM_BYTES
     if _SPARSE_ARMS & set(options.arms):
         memory = config.memory
         slots = memory.sink_tokens + memory.selected_tokens + memory.recent_tokens
@@ -53,15 +58,30 @@ def needed_bytes(setting: Setting) -> dict[str, int]:
             batch * slots * layers * sizes.layer_token_bytes
         )
         selector = build_selector(config.selector, default_seed=config.sampling.seed)
-        parts["evidence"] = _evidence_bytes(sizes, tokens, batch, selector, on_cuda=on_cuda)
-        if "key_norms" in selector.needs and not (on_cuda and declared_ranking(selector)):
-            parts["norms of keys"] = 4 * batch * tokens * sizes.layers * sizes.kv_heads
+        captured = on_cuda and not setting.on_host
+        parts["evidence"] = _evidence_bytes(sizes, tokens, batch, selector, on_cuda=captured)
+        if "key_norms" in selector.needs and not (captured and declared_ranking(selector)):
+            # Of streamed layers they are computed anew, one layer at a time.
+            layers = on_device or 1
+            parts["norms of keys"] = 4 * batch * tokens * layers * sizes.kv_heads
     if on_cuda:
         parts["logits of captured steps"] = _logit_bytes(sizes, options)
     kind = setting.device.type
     parts["copied buffer"] = 2 * (options.copy_bytes or copy_bytes(kind))
     parts["working space"] = _WORKING_BYTES.get(kind, _WORKING_BYTES["cpu"])
     return parts
+
+
+def host_bytes(setting: Setting) -> dict[str, int]:
+    """Bytes of host memory by what takes them, where histories are there; else none."""
+    if not setting.on_host:
+        return {}
+    options, tokens = setting.options, setting.context_tokens + setting.room_tokens
+    size = options.batch * tokens * setting.streamed_layers * setting.sizes.layer_token_bytes
+    return {
+        f"{options.batch} histories of {setting.context_tokens:,} tokens": size,
+        "copied buffer": options.copy_bytes or copy_bytes(setting.device.type),
+    }
 
 
 def refuse_without_room(parts: dict[str, int], free: int | None, what: str) -> None:

@@ -54,9 +54,12 @@ class ArmTiming:
         tokens_per_second: Of the whole batch; higher is better.
         times_dense: Median over that of the arm "dense"; lower is better. None without it.
         roof_bytes: What such a step has to read and write at least.
-        roof_seconds: How long the copy of the same run would take to move them.
+        roof_seconds: How long the copy of the same run would take to move them, or, if that is
+            longer, how long a copy from host memory would take for `bus_bytes`.
         share_of_roof: `roof_seconds` over `median_seconds`; higher is better, 1 is the roof.
         drafts: What became of drafts; None where there are none.
+        bus_bytes: What such a step has to bring from host memory at least; 0 where histories are
+            on the device.
     """
 
     median_seconds: float
@@ -70,6 +73,7 @@ class ArmTiming:
     roof_seconds: float = 0.0
     share_of_roof: float = 0.0
     drafts: DraftCounts | None = None
+    bus_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         document = asdict(self)
@@ -130,6 +134,9 @@ class DecodeBenchmark:
         active_weight_bytes: Of what one step of the batch reads: without an embedding table that
             is only looked up, and with the experts that are expected to be chosen.
         history_bytes: Of keys and values of the histories.
+        host_bytes: How many of them are in host memory.
+        bus: A copy of pinned host memory to the device, in the same rounds, arriving bytes counted;
+            None where histories are on the device.
         memory_bytes: Of the memory buffers.
         peak_bytes: Peak resident memory of the process (CPU) or allocated memory (CUDA), without
             the arms `generate` and `kernels`.
@@ -160,11 +167,14 @@ class DecodeBenchmark:
     start_bytes: int
     warmup: WarmUpTimes = field(default_factory=WarmUpTimes)
     kernels: dict[str, Any] | None = None
+    host_bytes: int = 0
+    bus: Bandwidth | None = None
 
     @property
     def peak_over_needed(self) -> float:
-        """Peak memory without the start, over weights, history and memory; 1 is the least."""
-        needed = self.weight_bytes + self.history_bytes + self.memory_bytes
+        """Peak memory without the start, over weights, history and memory; 1 is the least. What
+        is in host memory does not count on a device."""
+        needed = self.weight_bytes + self.history_bytes - self.host_bytes + self.memory_bytes
         return max(0, self.peak_bytes - self.start_bytes) / needed
 
     def as_json(self) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The least that a step must read and write, and how long a copy would take for as many bytes.
 
+Where histories are in host memory, what a dense step reads of them comes over the bus first, and
+beside what the device does: the roof is then the longer of the two.
+
 Counted once per step of the batch: every weight (see `ModelSizes.read_weight_bytes`), the keys and
 values that attention reads, those that are written. Not counted: activations, logits, and the
 evidence that a selector looks at, which a single kernel would not have to write.
@@ -26,6 +29,7 @@ class Roof:
         memory_tokens: What a fast step attends to.
         refilled_tokens: What a refresh copies from history to memory.
         dense_layers: Layers that read their history on every step.
+        streamed_layers: Layers whose history is in host memory.
     """
 
     sizes: ModelSizes
@@ -34,6 +38,7 @@ class Roof:
     memory_tokens: float
     refilled_tokens: int
     dense_layers: int = 0
+    streamed_layers: int = 0
 
     def bytes_of(self, arm: str, segment_tokens: int, drafts: DraftCounts | None) -> int:
         """Per token of each sequence, for the whole batch.
@@ -60,6 +65,28 @@ class Roof:
             block = fast + 1.0
             tokens = drafts.accepted / drafts.verifications + 1.0
         return round(self._cycle(fast, block) / tokens)
+
+    def bus_bytes_of(self, arm: str, segment_tokens: int, drafts: DraftCounts | None) -> int:
+        """Bytes that come from host memory, per token of each sequence, for the whole batch.
+
+        Args:
+            arm, segment_tokens, drafts: As in `bytes_of`.
+        """
+        layer = self.streamed_layers * self.sizes.layer_token_bytes
+        history, refill = self.context_tokens * layer, self.refilled_tokens * layer
+        whole: dict[str, float] = {
+            "dense": history,
+            "slow": history + refill,
+            "fast": 0,
+            "selection": history / 2 + refill,
+            "observe": (history + refill) / (segment_tokens + 1),
+            "rectify": (history + refill) / (segment_tokens + 1),
+        }
+        if arm == "verify":
+            assert drafts is not None and drafts.verifications
+            # Keys once more, when it is known which queries count.
+            whole[arm] = (history * 1.5 + refill) / (drafts.accepted / drafts.verifications + 1.0)
+        return round(self.batch * whole.get(arm, 0))
 
     def _cycle(self, fast: float, block: float) -> float:
         """Bytes of some fast steps and one dense pass over `block` tokens, with its refresh."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.engine.warmup import WarmUpReport, prepare
-from sfi_agent.evaluation.decode_benchmark.clock import CopyProbe
+from sfi_agent.evaluation.decode_benchmark.clock import BusProbe, CopyProbe
 from sfi_agent.evaluation.decode_benchmark.generate import GenerateArm, no_room_for_generate
 from sfi_agent.evaluation.decode_benchmark.histories import Histories
 from sfi_agent.evaluation.decode_benchmark.loops import DecodingArm
@@ -60,20 +60,24 @@ class Measured:
         samples: By arm.
         copies: Bytes per second of a copy, one per round.
         copy_buffer_bytes: Size of what was copied.
+        bus_copies: Bytes per second from host memory, where histories are there.
         left_out: Arms that could not run, with the reason.
         warmup: What was prepared.
         peak_bytes: See `DecodeBenchmark`, like the following.
         history_bytes: Of all histories.
+        host_bytes: How many of them are in host memory.
         memory_bytes: Of all memories.
     """
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     copies: list[float] = field(default_factory=list)
     copy_buffer_bytes: int = 0
+    bus_copies: list[float] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     warmup: WarmUpTimes = field(default_factory=WarmUpTimes)
     peak_bytes: int = 0
     history_bytes: int = 0
+    host_bytes: int = 0
     memory_bytes: int = 0
 
 
@@ -109,7 +113,8 @@ class StepRun:
         device = self._engine.shape.device
         tokens = self._setting.context_tokens
         self._on_stage(f"Filling {options.batch} x {tokens:,} tokens of history at random")
-        histories = Histories(self._engine.shape, self._setting)
+        store = self._engine.runner.host.store if self._setting.on_host else None
+        histories = Histories(self._engine.shape, self._setting, store)
         histories.fill(self._on_progress)
         wanted = [name for name in DEFAULT_ARMS if name in options.arms]
         arms = {name: self._arm(name, histories) for name in wanted}
@@ -120,23 +125,31 @@ class StepRun:
         self._first_pass(own)
         measured.peak_bytes = peak_bytes(device)
         measured.history_bytes = histories.history_bytes
+        measured.host_bytes = histories.host_bytes
         measured.memory_bytes = histories.memory_bytes
         give_back(device)
         probe = CopyProbe(device, options.copy_bytes)
         measured.copy_buffer_bytes = probe.buffer_bytes
+        bus = BusProbe(device, options.copy_bytes) if self._setting.on_host else None
         self._first_generate(arms, histories)
         seconds = time.perf_counter() - started
-        self._rounds(rounds, arms, probe)
+        self._rounds(rounds, arms, probe, bus)
         histories.check()
         measured.warmup = self._warm_up_times(report, seconds)
         return measured
 
-    def _rounds(self, rounds: int, arms: dict[str, TimedArm], probe: CopyProbe) -> None:
+    def _rounds(
+        self, rounds: int, arms: dict[str, TimedArm], probe: CopyProbe, bus: BusProbe | None
+    ) -> None:
         self._on_stage(f"Timing {', '.join(arms)}")
         self._measured.samples = {name: [] for name in arms}
-        probe.sample()
+        for one in (probe, bus):
+            if one is not None:
+                one.sample()
         for index in range(rounds):
             self._measured.copies.append(probe.sample())
+            if bus is not None:
+                self._measured.bus_copies.append(bus.sample())
             for name, arm in arms.items():
                 self._on_progress(f"round {index + 1} of {rounds}, {name}")
                 self._measured.samples[name].append(self._sample(arm))

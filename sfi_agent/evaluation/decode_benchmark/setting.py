@@ -47,6 +47,16 @@ class Setting:
         present = memory.sink_tokens + memory.recent_tokens
         return present + min(memory.selected_tokens, max(0, self.context_tokens - present))
 
+    @property
+    def on_host(self) -> bool:
+        """Whether histories are in host memory, so that dense steps stream them."""
+        return self.config.history.device == "cpu" and self.device.type == "cuda"
+
+    @property
+    def streamed_layers(self) -> int:
+        """Layers whose history is in host memory."""
+        return self.sizes.layers - len(self.config.memory.dense_layers) if self.on_host else 0
+
     def check(self) -> None:
         """Refuse what does not go together.
 

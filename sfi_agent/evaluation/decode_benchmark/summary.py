@@ -29,7 +29,8 @@ def summarize(
     measured: Measured, setting: Setting, start_bytes: int, kernels: dict[str, Any] | None
 ) -> DecodeBenchmark:
     """All results of a run; `start_bytes` and `kernels` as in `DecodeBenchmark`."""
-    copy = _bandwidth(measured)
+    copy = _bandwidth(measured.copy_buffer_bytes, measured.copies)
+    bus = _bandwidth(measured.copy_buffer_bytes, measured.bus_copies) if setting.on_host else None
     sizes, options = setting.sizes, setting.options
     memory_tokens = _memory_tokens(measured, setting)
     roof = Roof(
@@ -39,8 +40,9 @@ def summarize(
         memory_tokens,
         setting.memory_tokens,
         len(setting.config.memory.dense_layers),
+        setting.streamed_layers,
     )
-    arms = _timings(measured, roof, copy, options)
+    arms = _timings(measured, roof, copy, bus, options)
     return DecodeBenchmark(
         context_tokens=setting.context_tokens,
         batch=options.batch,
@@ -64,11 +66,17 @@ def summarize(
         start_bytes=start_bytes,
         warmup=measured.warmup,
         kernels=kernels,
+        host_bytes=measured.host_bytes,
+        bus=bus,
     )
 
 
 def _timings(
-    measured: Measured, roof: Roof, copy: Bandwidth, options: DecodeOptions
+    measured: Measured,
+    roof: Roof,
+    copy: Bandwidth,
+    bus: Bandwidth | None,
+    options: DecodeOptions,
 ) -> dict[str, ArmTiming]:
     found = {}
     dense = measured.samples.get("dense")
@@ -80,6 +88,9 @@ def _timings(
         drafts = _drafts(samples)
         needed = roof.bytes_of(name, options.segment_tokens, drafts)
         roof_seconds = needed / copy.bytes_per_second
+        brought = roof.bus_bytes_of(name, options.segment_tokens, drafts)
+        if bus is not None:
+            roof_seconds = max(roof_seconds, brought / bus.bytes_per_second)
         found[name] = ArmTiming(
             median_seconds=median,
             quartile_seconds=(first, third),
@@ -93,13 +104,14 @@ def _timings(
             roof_seconds=roof_seconds,
             share_of_roof=roof_seconds / median,
             drafts=drafts,
+            bus_bytes=brought,
         )
     return found
 
 
-def _bandwidth(measured: Measured) -> Bandwidth:
-    first, median, third = statistics.quantiles(measured.copies, n=4, method="inclusive")
-    return Bandwidth(measured.copy_buffer_bytes, median, (first, third))
+def _bandwidth(buffer_bytes: int, copies: Sequence[float]) -> Bandwidth:
+    first, median, third = statistics.quantiles(copies, n=4, method="inclusive")
+    return Bandwidth(buffer_bytes, median, (first, third))
 
 
 def _memory_tokens(measured: Measured, setting: Setting) -> float:
