@@ -1,0 +1,61 @@
+"""Names of spans, attributes and metrics.
+
+`gen_ai.*`, `error.type` and the metrics are those of OpenTelemetry's conventions for generative AI,
+written out here: the constants of its Python package are deprecated. `sfi.*` are our own.
+"""
+
+from __future__ import annotations
+
+CHAT = "chat"
+EXECUTE_TOOL = "execute_tool"
+INVOKE_AGENT = "invoke_agent"
+PROVIDER = "sfi_agent"
+"""Value of `gen_ai.provider.name`: the model runs in this process."""
+
+OPERATION_NAME = "gen_ai.operation.name"
+PROVIDER_NAME = "gen_ai.provider.name"
+CONVERSATION_ID = "gen_ai.conversation.id"
+OUTPUT_TYPE = "gen_ai.output.type"
+REQUEST_MODEL = "gen_ai.request.model"
+REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+REQUEST_TEMPERATURE = "gen_ai.request.temperature"
+REQUEST_TOP_P = "gen_ai.request.top_p"
+REQUEST_TOP_K = "gen_ai.request.top_k"
+REQUEST_SEED = "gen_ai.request.seed"
+RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
+RESPONSE_TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+"""Cached tokens included."""
+USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+USAGE_CACHE_READ_INPUT_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+USAGE_REASONING_OUTPUT_TOKENS = "gen_ai.usage.reasoning.output_tokens"
+TOOL_NAME = "gen_ai.tool.name"
+TOOL_CALL_ID = "gen_ai.tool.call.id"
+TOOL_TYPE = "gen_ai.tool.type"
+ERROR_TYPE = "error.type"
+
+SYSTEM_INSTRUCTIONS = "gen_ai.system_instructions"
+INPUT_MESSAGES = "gen_ai.input.messages"
+OUTPUT_MESSAGES = "gen_ai.output.messages"
+TOOL_DEFINITIONS = "gen_ai.tool.definitions"
+TOOL_CALL_ARGUMENTS = "gen_ai.tool.call.arguments"
+TOOL_CALL_RESULT = "gen_ai.tool.call.result"
+
+TOKEN_TYPE = "gen_ai.token.type"
+METRIC_TOKEN_USAGE = "gen_ai.client.token.usage"
+METRIC_DURATION = "gen_ai.client.operation.duration"
+METRIC_TIME_TO_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+
+SFI_MAX_TURNS = "sfi.max_turns"
+SFI_TURNS = "sfi.turns"
+SFI_MODE = "sfi.policy.mode"
+SFI_SELECTOR = "sfi.policy.selector"
+SFI_PREFILLED_TOKENS = "sfi.usage.prefilled_tokens"
+SFI_REUSE_LOST_REASON = "sfi.reuse_lost_reason"
+SFI_FAST_TOKENS = "sfi.tokens.fast"
+SFI_SLOW_TOKENS = "sfi.tokens.slow"
+SFI_RETRY_TOKENS = "sfi.tokens.retry"
+SFI_SLOW_SHARE = "sfi.slow_share"
+SFI_HISTORY_TOKENS = "sfi.history.tokens"
+SFI_HISTORY_BYTES = "sfi.history.bytes"
+SFI_MEMORY_BYTES = "sfi.memory.bytes"
