@@ -15,6 +15,7 @@ from sfi_agent.errors import (
     ConfigError,
     ContextOverflowError,
     InputError,
+    MissingExtraError,
     ModelInUseError,
     NothingPendingError,
     NumericsError,
@@ -23,8 +24,12 @@ from sfi_agent.errors import (
     SessionBusy,
     SessionStateError,
     SfiError,
+    StoreConflictError,
+    StoreError,
+    StoreMismatchError,
     TemplateError,
     ToolDefinitionError,
+    ToolServerError,
     UnsupportedModelError,
 )
 from sfi_agent.hookspecs import hookimpl
@@ -44,20 +49,29 @@ from sfi_agent.settings import Settings
 if TYPE_CHECKING:
     from sfi_agent.engine.instruments import FastAttention, Instruments
     from sfi_agent.engine.warmup import WarmUpReport
+    from sfi_agent.observe.telemetry import Telemetry
     from sfi_agent.observe.trace import StepRecord
     from sfi_agent.session.engine import Engine
+    from sfi_agent.session.event_json import event_to_json
+    from sfi_agent.session.event_stream import EventStream
     from sfi_agent.session.events import (
         ReasoningDelta,
         Step,
         TextDelta,
         ToolCall,
         ToolResult,
+        ToolStart,
         TurnEnd,
     )
     from sfi_agent.session.marks import Mark
+    from sfi_agent.session.mcp_offer import ToolAnnotations
+    from sfi_agent.session.mcp_tools import McpTools
+    from sfi_agent.session.overflow import Overflow, drop_oldest_turns
+    from sfi_agent.session.parking import ParkingLimits
     from sfi_agent.session.reply import Reply, Usage
     from sfi_agent.session.session import Session
     from sfi_agent.session.stats import SessionStats
+    from sfi_agent.session.store.report import SaveReport
     from sfi_agent.session.template_report import TemplateReport
     from sfi_agent.session.tools import Tool
 
@@ -68,19 +82,25 @@ __all__ = [
     "ConfigError",
     "ContextOverflowError",
     "Engine",
+    "EventStream",
     "Evidence",
     "FastAttention",
     "InputError",
     "Instruments",
     "Mark",
+    "McpTools",
+    "MissingExtraError",
     "ModelInUseError",
     "NothingPendingError",
     "NumericsError",
     "OutOfDeviceMemoryError",
+    "Overflow",
+    "ParkingLimits",
     "PluginError",
     "Ranking",
     "ReasoningDelta",
     "Reply",
+    "SaveReport",
     "Selection",
     "Selector",
     "Session",
@@ -93,43 +113,62 @@ __all__ = [
     "Step",
     "StepEvent",
     "StepRecord",
+    "StoreConflictError",
+    "StoreError",
+    "StoreMismatchError",
+    "Telemetry",
     "TemplateError",
     "TemplateReport",
     "TextDelta",
     "TokenEvent",
     "Tool",
+    "ToolAnnotations",
     "ToolCall",
     "ToolDefinitionError",
     "ToolResult",
+    "ToolServerError",
+    "ToolStart",
     "TurnEnd",
     "UnsupportedModelError",
     "Usage",
     "WarmUpReport",
     "build_detector",
     "build_selector",
+    "drop_oldest_turns",
+    "event_to_json",
     "hookimpl",
     "load_plugins",
 ]
 
 _RESOLVED_ON_FIRST_USE = {
     "Engine": "sfi_agent.session.engine",
+    "EventStream": "sfi_agent.session.event_stream",
     "FastAttention": "sfi_agent.engine.instruments",
     "Instruments": "sfi_agent.engine.instruments",
     "Mark": "sfi_agent.session.marks",
+    "Overflow": "sfi_agent.session.overflow",
+    "McpTools": "sfi_agent.session.mcp_tools",
     "ReasoningDelta": "sfi_agent.session.events",
+    "ParkingLimits": "sfi_agent.session.parking",
     "Reply": "sfi_agent.session.reply",
+    "SaveReport": "sfi_agent.session.store.report",
     "Session": "sfi_agent.session.session",
     "SessionStats": "sfi_agent.session.stats",
     "Step": "sfi_agent.session.events",
     "StepRecord": "sfi_agent.observe.trace",
+    "Telemetry": "sfi_agent.observe.telemetry",
     "TemplateReport": "sfi_agent.session.template_report",
     "WarmUpReport": "sfi_agent.engine.warmup",
     "TextDelta": "sfi_agent.session.events",
     "Tool": "sfi_agent.session.tools",
+    "ToolAnnotations": "sfi_agent.session.mcp_offer",
     "ToolCall": "sfi_agent.session.events",
     "ToolResult": "sfi_agent.session.events",
+    "ToolStart": "sfi_agent.session.events",
     "TurnEnd": "sfi_agent.session.events",
     "Usage": "sfi_agent.session.reply",
+    "drop_oldest_turns": "sfi_agent.session.overflow",
+    "event_to_json": "sfi_agent.session.event_json",
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sfi_agent.config_model import ConfigModel
-from sfi_agent.problems import Problem, problems_error, show_value
+from sfi_agent.problems import Problem, problems_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,23 +18,9 @@ __all__ = [
     "RefreshSettings",
     "SamplingSettings",
     "ToolSettings",
-    "only_built",
 ]
 
 _LARGEST_SEED = 2**63 - 1
-
-
-def only_built(*built: object) -> AfterValidator:
-    """Refuses values that are part of the design and whose feature does not exist yet."""
-
-    def check(value: object) -> object:
-        if value not in built:
-            allowed = ", ".join("null" if choice is None else str(choice) for choice in built)
-            problem = Problem("", f"{show_value(value)} is not built yet", allowed=allowed.lower())
-            raise problems_error([problem])
-        return value
-
-    return AfterValidator(check)
 
 
 class MemorySettings(ConfigModel):
@@ -165,21 +151,25 @@ class SamplingSettings(ConfigModel):
 class ToolSettings(ConfigModel):
     """How tool calls are decoded and run."""
 
-    constrain_calls: Annotated[bool, only_built(False)] = Field(
+    constrain_calls: bool = Field(
         default=False,
-        description="Hold tool calls to their schema while they are decoded; true is not built "
-        "yet.",
+        description="Hold tool calls to the model's call format and to the schemas of the tools "
+        "while they are decoded; text outside calls stays free. Needs tools, and the extra "
+        "grammar.",
         json_schema_extra={"unit": "flag"},
     )
-    decode_calls: Annotated[Literal["as_session", "exact"], only_built("as_session")] = Field(
-        default="as_session",
-        description="How tool calls are decoded: as_session like everything else; exact, with "
-        "verified tokens, is not built yet.",
+    decode_calls: Literal["as_session", "exact"] = Field(
+        default="exact",
+        description="How tool calls are decoded: exact takes every token of a call from dense "
+        "decoding (drafted and verified, whatever slow_step is); as_session decodes them like "
+        "everything else. Makes no difference without tools, with mode dense, and with slow_step "
+        "verify.",
         json_schema_extra={"unit": "choice"},
     )
-    timeout_seconds: Annotated[Annotated[float, Field(gt=0.0)] | None, only_built(None)] = Field(
+    timeout_seconds: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
-        description="Time a tool may take; null sets no limit, other values are not built yet.",
+        description="Time a tool may take before its call is answered with an error; null sets no "
+        "limit, and a Tool's own limit goes first.",
         json_schema_extra={"unit": "seconds"},
     )
 
@@ -187,10 +177,11 @@ class ToolSettings(ConfigModel):
 class HistorySettings(ConfigModel):
     """Where the keys and values of a sequence are kept."""
 
-    device: Annotated[str, only_built("same")] = Field(
+    device: Literal["same", "cpu"] = Field(
         default="same",
-        description="Device of the history; same keeps it with the model, other devices are not "
-        "built yet.",
+        description="Where the history lives: same is the model's device; cpu is host memory, "
+        "from where slow steps and prefills stream it, except for dense and sliding layers. "
+        "Makes no difference on a CPU.",
         json_schema_extra={"unit": "choice"},
     )
     reserve_tokens: int = Field(
@@ -199,9 +190,10 @@ class HistorySettings(ConfigModel):
         description="Tokens to make room for at the start; 0 lets the history grow as needed.",
         json_schema_extra={"unit": "tokens"},
     )
-    reasoning: Annotated[Literal["keep", "template"], only_built("keep")] = Field(
+    reasoning: Literal["keep", "template"] = Field(
         default="keep",
-        description="What becomes of earlier reasoning: keep leaves it in the history; template, "
-        "which follows the chat template, is not built yet.",
+        description="What becomes of earlier reasoning: keep leaves it in the history; template "
+        "drops it at the next user message, where the chat template does, and processes what comes "
+        "behind it again.",
         json_schema_extra={"unit": "choice"},
     )

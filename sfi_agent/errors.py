@@ -14,7 +14,12 @@
     ├── OutOfDeviceMemoryError            the device has no room for weights, histories or scratch
     ├── NumericsError (ArithmeticError)   attention gave numbers that are not finite (debug mode)
     ├── CheckpointError                   a model or tokenizer could not be loaded
-    └── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
+    ├── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
+    ├── StoreError                        a saved session cannot be written, read or trusted
+    │   ├── StoreMismatchError            it belongs to another model, tokenizer, policy or tools
+    │   └── StoreConflictError            the directory holds a state this session does not know
+    ├── ToolServerError                   a server of tools cannot be started, reached or used
+    └── MissingExtraError (ImportError)   something needs an extra of the package not installed here
 
 Messages say what was attempted, what was got, what is allowed and what to do (`explain`). User
 errors raise one of these; `assert` is kept for invariants of our own.
@@ -27,6 +32,7 @@ __all__ = [
     "ConfigError",
     "ContextOverflowError",
     "InputError",
+    "MissingExtraError",
     "ModelInUseError",
     "NothingPendingError",
     "NumericsError",
@@ -35,8 +41,12 @@ __all__ = [
     "SessionBusy",
     "SessionStateError",
     "SfiError",
+    "StoreConflictError",
+    "StoreError",
+    "StoreMismatchError",
     "TemplateError",
     "ToolDefinitionError",
+    "ToolServerError",
     "UnsupportedModelError",
     "explain",
 ]
@@ -154,3 +164,46 @@ class CheckpointError(SfiError):
 
 class ModelInUseError(SfiError, RuntimeError):
     """The model was called directly while slow-fast sessions have its attention switched."""
+
+
+class StoreError(SfiError):
+    """A session cannot be saved or loaded: the disk, damage, made-up files, a newer format."""
+
+
+class StoreMismatchError(StoreError):
+    """A saved session does not belong to what it is loaded into. Nothing was built.
+
+    Attributes:
+        mismatches: What differs: "model", "weights", "dtype", "tokenizer", "chat_template",
+            "tools" or "policy".
+    """
+
+    def __init__(self, message: str, *, mismatches: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.mismatches = mismatches
+
+
+class StoreConflictError(StoreError):
+    """A directory holds a state that the session to be saved does not know. Nothing was written."""
+
+
+class ToolServerError(SfiError):
+    """A server of tools cannot be started or reached, or offers tools that cannot be used.
+
+    While a session runs, the same trouble is a tool result that the model reads.
+    """
+
+
+class MissingExtraError(SfiError, ImportError):
+    """Something needs packages that come with an extra of this one, such as `sfi-agent[mcp]`.
+
+    Attributes:
+        extra: Name of the extra.
+    """
+
+    def __init__(self, attempted: str, *, extra: str) -> None:
+        command = f"pip install 'sfi-agent[{extra}]'"
+        super().__init__(
+            explain(attempted, got=f"no extra {extra!r} installed", remedy=f"Run: {command}")
+        )
+        self.extra = extra

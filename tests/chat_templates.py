@@ -228,11 +228,25 @@ DROPS_TOOL_MESSAGES = """\
 """
 """Renders tools but leaves tool results out without a word."""
 
-CHANGES_THE_CLOSE = """\
+CHANGES_THE_STOP = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {{ message.content }}
 {%- if loop.last and message.role == 'assistant' -%}<|endoftext|>{%- else -%}<|im_end|>
+{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+"""In the manner of gpt-oss: the model ends its turn with another token than history has there."""
+
+CHANGES_THE_CLOSE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- if loop.last and message.role == 'assistant' -%}{{ '\\n' }}<|endoftext|>
+{%- else -%}<|im_end|>
 {% endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

@@ -46,6 +46,8 @@ class Script:
         # but the last ask too; what they are given is taken back when a later chunk follows.
         positions = kwargs["position_ids"][0]
         first, last = int(positions[0]), int(positions[-1])
+        if result.logits.shape[1] > 1:
+            return self._overwrite_block(positions.tolist(), result)
         for position in [item for item in self._given if item >= first and item != last]:
             self._waiting.insert(0, self._given.pop(position))
         if first - 1 == self._prefilled_to and len(positions) > 1:
@@ -56,5 +58,15 @@ class Script:
             self._given[last] = self._waiting.pop(0)
         logits = torch.full_like(result.logits, -30.0)
         logits[0, -1, self._given.get(last, 0)] = 30.0
+        result.logits = logits
+        return result
+
+    def _overwrite_block(self, positions: list[int], result: Any) -> Any:
+        """Drafts are judged: every row asks, and those whose token was drafted get it again."""
+        logits = torch.full_like(result.logits, -30.0)
+        for row, position in enumerate(positions[-logits.shape[1] :]):
+            if position not in self._given and self._waiting:
+                self._given[position] = self._waiting.pop(0)
+            logits[0, row, self._given.get(position, 0)] = 30.0
         result.logits = logits
         return result

@@ -33,7 +33,7 @@ memory: {sink_tokens: 4, selected_tokens: 2048, recent_tokens: 256, dense_layers
 refresh: {min_segment_tokens: 16, max_segment_tokens: 96, evidence_queries: 1,
           prefill_evidence_queries: 16, lag: 0}
 sampling: {temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0, max_new_tokens: 512}
-tools: {constrain_calls: false, decode_calls: as_session, timeout_seconds: null}
+tools: {constrain_calls: false, decode_calls: exact, timeout_seconds: null}
 history: {device: same, reserve_tokens: 0, reasoning: keep}
 """
 
@@ -98,7 +98,9 @@ def test_the_contract_lists_every_key_with_its_default(tmp_path: Path) -> None:
         ("sampling", "seed", -1, "integer >= 0"),
         ("sampling", "max_new_tokens", 0, "integer >= 1 (tokens)"),
         ("history", "reserve_tokens", -1, "integer >= 0 (tokens)"),
+        ("history", "device", "disk", "same, cpu"),
         ("tools", "constrain_calls", 1, "true or false"),
+        ("tools", "timeout_seconds", 0.0, "number > 0 or null (seconds)"),
     ],
 )
 def test_a_wrong_value_names_field_value_and_range(
@@ -115,18 +117,18 @@ def test_an_element_of_a_list_is_named_by_its_place() -> None:
     assert "memory.dense_layers.1 is not valid; got -2" in refused(memory={"dense_layers": [0, -2]})
 
 
-@pytest.mark.parametrize(
-    ("keys", "path", "value"),
-    [
-        ({"tools": {"constrain_calls": True}}, "tools.constrain_calls", "True"),
-        ({"tools": {"decode_calls": "exact"}}, "tools.decode_calls", "'exact'"),
-        ({"tools": {"timeout_seconds": 5.0}}, "tools.timeout_seconds", "5.0"),
-        ({"history": {"device": "cpu"}}, "history.device", "'cpu'"),
-        ({"history": {"reasoning": "template"}}, "history.reasoning", "'template'"),
-    ],
-)
-def test_what_is_not_built_is_refused(keys: dict[str, Any], path: str, value: str) -> None:
-    assert f"{path}: {value} is not built yet; allowed: " in refused(**keys)
+def test_what_becomes_of_reasoning_is_one_of_two() -> None:
+    for reasoning in ("keep", "template"):
+        config = SessionConfig(history={"reasoning": reasoning})
+        assert config.history.reasoning == reasoning
+    assert "history.reasoning" in refused(history={"reasoning": "drop"})
+
+
+def test_a_time_for_tools_is_a_number_of_seconds() -> None:
+    assert SessionConfig(tools={"timeout_seconds": 5}).tools.timeout_seconds == 5.0
+    assert SessionConfig(tools={"timeout_seconds": 0.25}).tools.timeout_seconds == 0.25
+    for wrong in ("5", True, float("inf")):
+        assert "tools.timeout_seconds" in refused(tools={"timeout_seconds": wrong})
 
 
 def test_relations_name_both_fields() -> None:

@@ -222,7 +222,8 @@ def test_every_field_of_a_record_is_in_the_reference(name: str) -> None:
 def test_every_member_is_in_the_reference_with_its_arguments(kind: type[Any]) -> None:
     (section,) = re.findall(rf"^\| `{kind.__name__}` \| \|\n(.*?)\n\n", REFERENCE, re.M | re.S)
     documented = cell_names(section)
-    for name, member in vars(kind).items():
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("sfi_agent")]
+    for name, member in [item for base in bases for item in vars(base).items()]:
         if name.startswith("_") or name == "create":
             continue
         assert name in documented, f"{kind.__name__}.{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -77,6 +77,14 @@ Budget = Annotated[
         show_default=False,
     ),
 ]
+HistoryDevice = Annotated[
+    Literal["same", "cpu"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where histories are kept: same (with the model) or cpu; else what the policy says.",
+        show_default=False,
+    ),
+]
 Arms = Annotated[
     str | None,
     typer.Option(
@@ -111,6 +119,7 @@ def decode(
     verify_segment: VerifySegment = None,
     acceptance: Acceptance = 0.95,
     budget: Budget = None,
+    history_device: HistoryDevice = None,
     arms: Arms = None,
     dtype: WeightDtype = "bfloat16",
     device: Device = "auto",
@@ -135,6 +144,8 @@ def decode(
     config = choose_config(config_file, preset)
     if budget is not None:
         config = config.replace(memory={"selected_tokens": budget})
+    if history_device is not None:
+        config = config.replace(history={"device": history_device})
     _check_file("--out", out)
     _check_file("--plot", plot, suffix=".svg")
     chosen = _chosen_arms(arms, DEFAULT_ARMS)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from sfi_agent.evaluation.decode_benchmark import ArmTiming, DecodeBenchmark
 
-__all__ = ["print_decode"]
+__all__ = ["machine_line", "print_decode"]
 
 _COLUMNS = ("arm", "per token", "quartiles", "device", "x dense", "roof", "of roof")
 """Together narrow enough for 80 columns."""
@@ -27,7 +27,7 @@ def print_decode(
         f"read {result.memory_tokens:,}",
         style="bold",
     )
-    console.print(_machine_line(machine), style="dim")
+    console.print(machine_line(machine), style="dim")
     console.print(_table(result))
     rounds = max(arm.rounds for arm in result.arms.values())
     console.print(f"Medians of {rounds} samples, taken in turns; per token of each sequence.")
@@ -45,7 +45,8 @@ def print_decode(
     _print_bytes(console, result)
 
 
-def _machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: dict[str, Any]) -> str:
+    """Device and versions, from `machine_facts`."""
     versions = [
         f"{name} {machine[key]}"
         for name, key in (("Triton", "triton"), ("CUDA", "cuda"), ("transformers", "transformers"))
@@ -107,6 +108,12 @@ def _print_bytes(console: Console, result: DecodeBenchmark) -> None:
         f"{bytes_text(result.history_bytes)}, memory {bytes_text(result.memory_bytes)}; "
         f"peak {result.peak_over_needed:.2f} times their sum."
     )
+    if result.bus is not None:
+        console.print(
+            f"In host memory: {bytes_text(result.host_bytes)} of the histories, which that sum "
+            f"leaves out. A copy from there runs at {bytes_text(result.bus.bytes_per_second)}/s; "
+            "where that takes longer for what a step brings, it is the roof."
+        )
     prepared = [
         word
         for word, true in (("compiled", warmup.compiled), ("captured", warmup.captured))

@@ -134,7 +134,7 @@ class ChatTerminal:
             self._line(f"[{event.name} says {cut}]", "red" if event.is_error else "magenta")
         elif isinstance(event, TurnEnd):
             self._end_turn(event)
-        elif not self._show_steps:
+        elif isinstance(event, (TextDelta, ReasoningDelta)) and not self._show_steps:
             self._show_text(event)
 
     def _show_text(self, event: TextDelta | ReasoningDelta) -> None:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from sfi_agent.cli.ablate_command import ablate
 from sfi_agent.cli.bench_command import decode
 from sfi_agent.cli.bench_kernels_command import kernels
+from sfi_agent.cli.bench_sessions_command import sessions
 from sfi_agent.cli.chat_command import chat
 from sfi_agent.cli.demo_command import demo
 from sfi_agent.cli.eval_command import evaluate
@@ -50,7 +51,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure what steps cost on this machine.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure what steps and sessions cost on this machine."
+)
 
 
 def _print_version(asked: bool) -> None:
@@ -92,9 +95,10 @@ app.command()(ablate)
 app.command()(warmup)
 bench.command()(decode)
 bench.command()(kernels)
+bench.command()(sessions)
 app.add_typer(bench, name="bench")
 
 
 @bench.callback()
 def _bench() -> None:
-    """Measure what steps cost on this machine."""
+    """Measure what steps and sessions cost on this machine."""

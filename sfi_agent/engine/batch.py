@@ -14,13 +14,13 @@ half of the sequences have one, or one of them has waited for a number of steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sfi_agent.engine.decoder import DecodeMoves
 from sfi_agent.engine.requests import BlockStep, DenseStep, StepOutcome, StepRequest
 from sfi_agent.observe.trace import StepRecord
 
-__all__ = ["BatchDecoding"]
+__all__ = ["BatchDecoding", "Waiting", "chosen_lanes"]
 
 _SLOW_SHARE = 4
 """One sequence in so many may take a slow step at once, at least one."""
@@ -34,6 +34,16 @@ class Execute(Protocol):
     def __call__(
         self, requests: Sequence[StepRequest], batch: int, waiting: int
     ) -> list[StepOutcome]: ...
+
+
+class Waiting(Protocol):
+    """A decoding and the request it waits with, since which tick."""
+
+    request: StepRequest | None
+    asked_at: int
+
+
+Waits = TypeVar("Waits", bound=Waiting)
 
 
 class _Lane:
@@ -87,11 +97,11 @@ class BatchDecoding:
                 lane.moves.close()
 
 
-def chosen_lanes(live: Sequence[_Lane], tick: int) -> list[_Lane]:
+def chosen_lanes(live: Sequence[Waits], tick: int) -> list[Waits]:
     """Those whose requests run now, in the order of the batch; at least one."""
     blocks = [lane for lane in live if _is_block(lane.request)]
     slow = [lane for lane in live if _is_staggered(lane.request)]
-    held: list[_Lane] = []
+    held: list[Waits] = []
     waited = max((tick - lane.asked_at for lane in blocks), default=0)
     if 2 * len(blocks) < len(live) and waited <= _LONGEST_WAIT_TICKS:
         held += blocks

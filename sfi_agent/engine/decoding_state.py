@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.token_watch import UNWATCHED, TokenWatch
 from sfi_agent.observe.trace import SlowStepKind
 
 __all__ = ["Choice", "DecodeLimits", "DecodingState", "StepSettings"]
@@ -24,11 +25,13 @@ class DecodingState:
         prompt_start: Where the next decoding's prompt begins: at the pending token that the last
             one left. Unprocessed ids before it are the tail of a segment that rectify dropped;
             they are processed once more, but are no news to detectors and selector.
+        processed_ahead: How many tokens of the next prompt are processed already.
     """
 
     ids: list[int]
     sequence: SequenceState
     prompt_start: int = 0
+    processed_ahead: int = 0
 
     @property
     def unprocessed(self) -> list[int]:
@@ -37,7 +40,8 @@ class DecodingState:
     @property
     def prompt_tokens(self) -> int:
         """Length of the next decoding's prompt."""
-        return len(self.ids) - max(self.prompt_start, self.sequence.processed_tokens)
+        before = self.sequence.processed_tokens - self.processed_ahead
+        return len(self.ids) - max(self.prompt_start, before)
 
     def keep(self, tokens: int) -> None:
         """Forget everything but the first `tokens` ids."""
@@ -45,6 +49,7 @@ class DecodingState:
         self.prompt_start = min(self.prompt_start, max(0, tokens - 1))
         if self.sequence.processed_tokens > tokens:
             self.sequence.cut(tokens)
+            self.processed_ahead = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,14 @@ class DecodeLimits:
         stop_ids: Choosing one of these ends the decoding; it is the last token returned.
         given_ids: The first tokens, taken as given instead of chosen; none of them is a stop.
         cancelled: Asked between steps; true ends the decoding.
+        watch: Follows the tokens and says where they must be exact, or restricted.
     """
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
     given_ids: tuple[int, ...] = ()
     cancelled: Callable[[], bool] = field(default=lambda: False)
+    watch: TokenWatch = UNWATCHED
 
     def ends_with(self, token_id: int, count: int) -> bool:
         """Whether a token that is the `count`-th of the decoding, from 1, ends it."""
@@ -90,6 +97,11 @@ class StepSettings:
     evidence_queries: int
     prefill_evidence_queries: int
     lag_tokens: int = 0
+
+    @property
+    def verifies(self) -> bool:
+        """Whether every token of a fast step is a draft."""
+        return self.sparse and self.slow_step == "verify"
 
 
 @dataclass(frozen=True, slots=True)

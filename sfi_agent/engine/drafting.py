@@ -1,11 +1,11 @@
-"""Drafts: the tokens of fast steps under verify, until a slow step has judged them.
+"""Drafts: the tokens of fast steps where they must be exact, until a slow step has judged them.
 
     pending token -> fast step -> draft -> fast step -> draft -> ... -> verify
                                                                    accepted | rejected
 
 A draft is no part of the sequence: neither ids nor history hold it, and nobody outside sees it.
-Detectors do see it, because their boundaries end the segment; what they saw of rejected drafts is
-taken back.
+Detectors do see it, because their boundaries end the segment, and so does whoever watches the
+decoding; what they saw of rejected drafts is taken back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState
 from sfi_agent.engine.requests import Moves
@@ -48,18 +50,23 @@ class Draft:
 
     Attributes:
         before: The detectors' state before they saw the pending token.
+        watched: The watch's state after it saw the pending token.
         pending: The token that the first fast step processed.
         position: Where the pending token stands.
         tokens: In order.
+        allowed: Per token what it was drawn from, and then what the one behind them may be drawn
+            from (see `TokenWatch.allowed`); not asked for where the last draft is `closing`.
         kind: "retry" when a detector asked for the last token to be run again densely.
         reason: As in `StepRecord`.
         closing: Whether the last draft ends the decoding if it stands.
     """
 
     before: Any
+    watched: Any
     pending: Choice
     position: int
     tokens: list[DraftToken] = field(default_factory=list)
+    allowed: list[Tensor | None] = field(default_factory=list)
     kind: StepKind = "slow"
     reason: str = ""
     closing: bool = False
@@ -75,11 +82,13 @@ class Drafter:
     Args:
         steps: The policy's steps.
         schedule: Says when a segment ends.
+        exact_only: Whether drafts end where the watch says that tokens need not be exact.
     """
 
-    def __init__(self, steps: Steps, schedule: SegmentSchedule) -> None:
+    def __init__(self, steps: Steps, schedule: SegmentSchedule, *, exact_only: bool) -> None:
         self._steps = steps
         self._schedule = schedule
+        self._exact_only = exact_only
 
     def draft(
         self, state: DecodingState, pending: Choice, count: int, limits: DecodeLimits
@@ -95,12 +104,13 @@ class Drafter:
         Returns:
             The drafts; None when cancelled, which leaves nothing of them.
         """
-        draft = Draft(self._steps.monitor.snapshot(), pending, len(state.ids) - 1)
+        monitor, watch = self._steps.monitor, self._steps.watch
+        draft = Draft(monitor.snapshot(), watch.snapshot(), pending, len(state.ids) - 1)
         token, position = pending, draft.position
         while True:
             self._show(token, position)
-            reason = self._schedule.slow_reason()
-            if reason is not None:
+            draft.allowed.append(watch.allowed())
+            if (reason := self._slow_reason()) is not None:
                 draft.reason = reason
                 return draft
             if limits.cancelled():
@@ -122,6 +132,7 @@ class Drafter:
                 self._schedule.report(boundary.reason)
             event = StepEvent(position, drawn.entropy_nats, drawn.selected_mass)
             draft.tokens.append(self._drafted(state, drawn, event, started))
+            watch.note(drawn.token_id)
             token, position = drawn, position + 1
             drafted = count + len(draft.tokens)
             if limits.ends_with(drawn.token_id, drafted):
@@ -137,11 +148,13 @@ class Drafter:
         self._schedule.took_slow()
         if accepted == len(draft.tokens):
             return
-        monitor, position = self._steps.monitor, draft.position
+        monitor, watch, position = self._steps.monitor, self._steps.watch, draft.position
         monitor.restore(draft.before)
+        watch.restore(draft.watched)
         monitor.after_token(draft.pending.token_id, position, draft.pending.entropy_nats)
         for token in draft.tokens[:accepted]:
             position += 1
+            watch.note(token.choice.token_id)
             monitor.after_step(token.event)
             monitor.after_token(token.choice.token_id, position, token.choice.entropy_nats)
 
@@ -187,6 +200,13 @@ class Drafter:
             drafted_tokens=drafted,
             accepted_tokens=verdict.accepted,
         )
+
+    def _slow_reason(self) -> str | None:
+        """Why the drafts are verified now, if they are."""
+        watch = self._steps.watch
+        if self._exact_only and not watch.exact:
+            return f"{watch.reason}_end"
+        return self._schedule.slow_reason()
 
     def _show(self, token: Choice, position: int) -> None:
         boundary = self._steps.monitor.after_token(token.token_id, position, token.entropy_nats)

@@ -20,6 +20,7 @@ from sfi_agent.engine.requests import (
     StepRequest,
 )
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.streamed_refresh import PassSelections, refresh_streamed, select_again
 from sfi_agent.protocols import Selection
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class EagerSteps:
             request.sequence,
             request.ids,
             evidence_rows=request.evidence_rows,
+            selector=request.refresh.selector if request.refresh is not None else None,
             interrupted=request.interrupted,
         )
         if output is None:
@@ -100,6 +102,8 @@ class EagerSteps:
                 if request.flush_segment:
                     request.sequence.flush_segment()
                 context = self._runner.context("dense", request.sequence, request.evidence_rows)
+                if request.refresh is not None and request.evidence_rows:
+                    context.select_within(request.refresh.selector, 1)
             contexts.append(context)
         outputs = self._runner.single(contexts, [token_of(request) for request in requests])
         return self._finished(requests, outputs)
@@ -109,10 +113,10 @@ class EagerSteps:
     ) -> list[StepOutcome]:
         """Refresh where that was asked for, and draw."""
         selections = [
-            self._refresh(request.sequence, request.refresh)
+            self._refresh(request.sequence, request.refresh, output.selections)
             if isinstance(request, DenseStep) and request.refresh is not None
             else None
-            for request in requests
+            for request, output in zip(requests, outputs, strict=True)
         ]
         choices = draw_each(
             torch.stack([output.logits for output in outputs]),
@@ -139,9 +143,16 @@ class EagerSteps:
                 layer.captured_query = rows
         return StepOutcome(selections=self._refresh(request.sequence, request.order))
 
-    @staticmethod
-    def _refresh(sequence: SequenceState, order: RefreshOrder) -> list[Selection | None]:
-        return refresh_memory(sequence, order.selector, order.segment_capacity)
+    def _refresh(
+        self, sequence: SequenceState, order: RefreshOrder, chosen: PassSelections | None = None
+    ) -> list[Selection | None]:
+        """Refresh a memory, from what was chosen within the step if something was."""
+        if not sequence.streamed:
+            return refresh_memory(sequence, order.selector, order.segment_capacity)
+        host = self._runner.host
+        if chosen is None:
+            chosen = select_again(sequence, order.selector, host.stream)
+        return refresh_streamed(sequence, chosen, order.segment_capacity, host.gather)
 
 
 def is_single(request: StepRequest) -> bool:

@@ -14,10 +14,12 @@ from sfi_agent.engine.decoding_state import Choice
 from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.sampling import TokenChooser
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.observe.trace import StepRecord
 from sfi_agent.protocols import Selection, Selector
 
 __all__ = [
     "BlockStep",
+    "DecodeMoves",
     "DenseStep",
     "Drawing",
     "FastStep",
@@ -36,7 +38,8 @@ class Drawing:
     Attributes:
         chooser: Chooses the token of a position.
         position: Absolute position of the first token that is chosen.
-        with_entropy: Whether the entropy of the distribution is wanted.
+        with_entropy: Whether the entropy of the distribution is wanted: of the model's own, also
+            where the chooser is restricted to some tokens.
         with_logits: Whether the logits themselves are wanted, on the device.
     """
 
@@ -167,3 +170,6 @@ class StepOutcome:
 T = TypeVar("T")
 Moves: TypeAlias = Generator[StepRequest, StepOutcome, T]
 """A part of a decoding that yields requests and returns a T."""
+
+DecodeMoves: TypeAlias = Generator[StepRequest | StepRecord, StepOutcome | None, None]
+"""A whole decoding: requests are answered with outcomes, records with None."""

@@ -7,27 +7,31 @@ and everything where programs cannot run, is executed eagerly by the forward pas
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from sfi_agent.engine.attention import BatchContext, StepContext
+from sfi_agent.engine.attention import BatchContext, StepContext, streamed_histories
 from sfi_agent.engine.eager import EagerSteps
+from sfi_agent.engine.host_access import HostAccess
 from sfi_agent.engine.instruments import FastAttention
 from sfi_agent.engine.memory_parts import typed_memory_errors
 from sfi_agent.engine.model_shape import ModelShape
 from sfi_agent.engine.programs.choice import Execution, make_programs
 from sfi_agent.engine.requests import StepOutcome, StepRequest
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.turn_lock import TurnLock
+from sfi_agent.protocols import Selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
+
+    from sfi_agent.engine.streamed_refresh import PassSelections
 
 __all__ = ["Runner", "StepOutput"]
 
@@ -41,13 +45,20 @@ class StepOutput:
     Attributes:
         logits: `[vocabulary]` float32, for the token after the last one processed.
         selected_mass: `[]` float32, mean over sparse layers; None unless it was measured.
+        selections: What was selected while the step ran; None where that comes later.
     """
 
-    __slots__ = ("logits", "selected_mass")
+    __slots__ = ("logits", "selected_mass", "selections")
 
-    def __init__(self, logits: Tensor, selected_mass: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        selected_mass: Tensor | None = None,
+        selections: PassSelections | None = None,
+    ) -> None:
         self.logits = logits
         self.selected_mass = selected_mass
+        self.selections = selections
 
 
 class Runner:
@@ -61,6 +72,9 @@ class Runner:
             step is then executed eagerly.
         execution: "auto" takes captured steps on a CUDA device and eager ones elsewhere;
             "uncaptured" runs the programs of captured steps without capture, for tests.
+
+    Attributes:
+        host: Keeps histories in host memory and brings them to the device.
     """
 
     def __init__(
@@ -77,8 +91,9 @@ class Runner:
         default = _PREFILL_CHUNK_TOKENS.get(shape.device.type, 512)
         self.prefill_chunk_tokens = prefill_chunk_tokens or default
         self.check_numbers = check_numbers
+        self.host = HostAccess.of(shape.device)
         self._eager = EagerSteps(self)
-        self._lock = threading.RLock()
+        self._lock = TurnLock()
         self.programs = make_programs(self, execution)
 
     def execute(
@@ -113,6 +128,16 @@ class Runner:
         assert output is not None
         return output
 
+    @contextmanager
+    def exclusive(self, sequences: Sequence[SequenceState]) -> Iterator[None]:
+        """No step is taken meanwhile; for those who move what steps read.
+
+        Args:
+            sequences: Named where the device runs out of memory.
+        """
+        with self._lock, self._device(), typed_memory_errors(self, sequences):
+            yield
+
     def _device(self) -> AbstractContextManager[object]:
         """Kernels of our own go to the current device, which need not be the model's."""
         device = self.shape.device
@@ -124,6 +149,7 @@ class Runner:
         ids: Sequence[int],
         *,
         evidence_rows: int = 0,
+        selector: Selector | None = None,
         interrupted: Callable[[], bool] | None = None,
     ) -> StepOutput | None:
         """Process tokens densely, in chunks, appending to every layer's history.
@@ -133,6 +159,7 @@ class Runner:
             ids: At least one token.
             evidence_rows: How many of the newest queries to keep for a refresh; the last chunk
                 holds at least so many, where there are so many.
+            selector: Of the refresh that follows, if one does.
             interrupted: Asked between chunks; true ends the pass early.
 
         Returns:
@@ -140,12 +167,15 @@ class Runner:
             processed).
         """
         output = None
+        sequence.expect(len(ids))
         chunks = _chunks(len(ids), self.prefill_chunk_tokens, evidence_rows)
         for start, end in chunks:
             if interrupted is not None and interrupted():
                 return None
             rows = evidence_rows if end == len(ids) else 0
             context = self.context("dense", sequence, min(rows, end - start))
+            if rows and selector is not None:
+                context.select_within(selector, end - start)
             output = self._forward(context, ids[start:end])
         assert output is not None
         return output
@@ -204,21 +234,24 @@ class Runner:
             layout = context.sequence.layout
             if context.kind == "fast" and layout is not None:
                 layout.advance(1)
-            outputs.append(StepOutput(row, _mean_mass(context)))
+            outputs.append(StepOutput(row, _mean_mass(context), context.selections))
         return outputs
 
     def context(
         self, kind: Literal["dense", "fast"], sequence: SequenceState, rows: int = 0
     ) -> StepContext:
         """The step of one sequence, with the runner's checks."""
-        return StepContext(kind, sequence, rows, check_numbers=self.check_numbers)
+        return StepContext(
+            kind, sequence, rows, check_numbers=self.check_numbers, stream=self.host.stream
+        )
 
     def _forward(
         self, context: StepContext, ids: Sequence[int] | Tensor, logit_rows: int = 1
     ) -> StepOutput:
         tokens = torch.as_tensor(ids, dtype=torch.int64, device=self.shape.device).view(1, -1)
         logits = self._logits(context, [context.sequence], tokens, logit_rows)[0]
-        return StepOutput(logits if logit_rows > 1 else logits[-1], _mean_mass(context))
+        kept = logits if logit_rows > 1 else logits[-1]
+        return StepOutput(kept, _mean_mass(context), context.selections)
 
     @torch.no_grad()
     def _logits(
@@ -233,14 +266,16 @@ class Runner:
         first = [sequence.processed_tokens for sequence in sequences]
         positions = torch.stack([rows + start for start in first])
         try:
-            # No cache and no mask: the attention function keeps the history and its own causality.
-            result = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                use_cache=False,
-                logits_to_keep=logit_rows,
-                sfi=context,
-            )
+            with self.host.stream.reading(streamed_histories(context)):
+                # No cache and no mask: the attention function keeps the history and its own
+                # causality.
+                result = self.model(
+                    input_ids=tokens,
+                    position_ids=positions,
+                    use_cache=False,
+                    logits_to_keep=logit_rows,
+                    sfi=context,
+                )
         except BaseException:
             for sequence in sequences:
                 sequence.settle()

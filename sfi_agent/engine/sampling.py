@@ -9,6 +9,7 @@ trick; Gumbel 1954, Maddison et al. 2014, arXiv 1411.0030).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "AllowedTokens",
     "GivenTokens",
     "OverridingChooser",
     "Sampler",
@@ -130,6 +132,29 @@ class GivenTokens(OverridingChooser):
         """The token of a position, where the sampler drew another."""
         index = position - self.first_position
         return self.token_ids[index] if index < len(self.token_ids) else drawn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AllowedTokens:
+    """Chooses among some tokens only: the logits of the others count as minus infinity.
+
+    Attributes:
+        chooser: Chooses among those left.
+        first_position: Absolute position of the first token that is chosen.
+        allowed: For it and the positions behind it the tokens that may be chosen, `[vocabulary]`
+            bool on the device of the logits; None allows all.
+    """
+
+    chooser: TokenChooser
+    first_position: int
+    allowed: Sequence[Tensor | None]
+
+    def choose(self, logits: Tensor, position: int) -> Tensor:
+        """The token of a position, `[]` int64 on the device of the logits."""
+        allowed = self.allowed[position - self.first_position]
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, float("-inf"))
+        return self.chooser.choose(logits, position)
 
 
 @dataclass(frozen=True, slots=True)

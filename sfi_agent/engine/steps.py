@@ -24,7 +24,8 @@ from sfi_agent.engine.requests import (
     RefreshStep,
     StepOutcome,
 )
-from sfi_agent.engine.sampling import TokenChooser
+from sfi_agent.engine.sampling import AllowedTokens, TokenChooser
+from sfi_agent.engine.token_watch import UNWATCHED
 from sfi_agent.protocols import Boundary, Selector, StepEvent
 
 __all__ = ["Steps", "Verdict"]
@@ -58,6 +59,7 @@ class Steps:
     Attributes:
         chooser: Chooses tokens; whoever decodes sets it.
         draft_chooser: Chooses tokens of fast steps; the same unless they are drafts.
+        watch: Says which tokens may be chosen; whoever decodes sets it.
         instruments: Who looks on.
     """
 
@@ -74,6 +76,7 @@ class Steps:
         self.selector = selector
         self.monitor = monitor
         self.settings = settings
+        self.watch = UNWATCHED
         self.instruments = Instruments()
 
     def prefill(
@@ -81,6 +84,7 @@ class Steps:
     ) -> Moves[Choice | None]:
         """Process everything unprocessed densely and draw; None when cancelled on the way."""
         sequence, prompt = state.sequence, state.prompt_tokens
+        state.processed_ahead = 0
         rows = min(self.settings.prefill_evidence_queries, prompt) if self.settings.sparse else 0
         if sequence.layout is not None:
             sequence.layout.prompt_end = len(state.ids)
@@ -151,7 +155,13 @@ class Steps:
         return outcome.choice
 
     def verify(
-        self, state: DecodingState, drafts: Sequence[int], segment_capacity: int, *, closing: bool
+        self,
+        state: DecodingState,
+        drafts: Sequence[int],
+        allowed: Sequence[Tensor | None],
+        segment_capacity: int,
+        *,
+        closing: bool,
     ) -> Moves[Verdict]:
         """Process pending token and drafts densely and keep what dense decoding agrees with.
 
@@ -161,6 +171,8 @@ class Steps:
         Args:
             state: Its ids end with the pending token; drafts are not among them.
             drafts: Tokens drawn from fast steps, in order.
+            allowed: For each draft what it was drawn from (see `TokenWatch.allowed`), and, unless
+                `closing`, the same for the token behind them.
             segment_capacity: See `RefreshOrder`.
             closing: Whether the drafts end the decoding if they stand: the last one is then not
                 processed, and no token is drawn behind it.
@@ -173,7 +185,7 @@ class Steps:
         size = self.block_tokens
         choices: tuple[Choice, ...] = ()
         for low in range(0, len(block), size):
-            drawing = self._drawing(first + low)
+            drawing = self._drawing(first + low, allowed=allowed[low : low + size])
             outcome = yield BlockStep(sequence, block[low : low + size], drawing, low > 0)
             choices = outcome.choices
             for choice, draft in zip(choices, drafts[low : low + size], strict=False):
@@ -195,10 +207,15 @@ class Steps:
         self._note_refresh(state, outcome)
         return Verdict(standing, tuple(kept_logits), choices[standing - low])
 
-    def close(self, state: DecodingState) -> None:
-        """Bring ids and keys into the state between decodings, whatever happened."""
+    def close(self, state: DecodingState, *, drafting: bool) -> None:
+        """Bring ids and keys into the state between decodings, whatever happened.
+
+        Args:
+            state: May have an open segment.
+            drafting: Whether its tokens are drafts.
+        """
         sequence = state.sequence
-        if self.settings.slow_step == "observe":
+        if self.settings.slow_step == "observe" and not drafting:
             sequence.flush_segment()
         else:
             sequence.drop_segment()
@@ -215,9 +232,18 @@ class Steps:
         if self.instruments.on_refresh is not None and outcome.selections is not None:
             self.instruments.on_refresh(state.sequence.processed_tokens, outcome.selections)
 
-    def _drawing(self, position: int, chooser: TokenChooser | None = None) -> Drawing:
+    def _drawing(
+        self,
+        position: int,
+        chooser: TokenChooser | None = None,
+        allowed: Sequence[Tensor | None] | None = None,
+    ) -> Drawing:
+        chosen = chooser or self.chooser
+        masks = (self.watch.allowed(),) if allowed is None else tuple(allowed)
+        if any(mask is not None for mask in masks):
+            chosen = AllowedTokens(chosen, position, masks)
         return Drawing(
-            chooser or self.chooser,
+            chosen,
             position,
             with_entropy=self.monitor.needs_entropy,
             with_logits=self.instruments.on_logits is not None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sfi_agent.errors import InputError, explain
 
-__all__ = ["at_least", "integers"]
+__all__ = ["at_least", "integers", "positive_seconds"]
 
 
 def at_least(name: str, given: object, least: int) -> int:
@@ -37,3 +37,17 @@ def integers(name: str, given: object) -> frozenset[int]:
             explain(f"gave {name}", got=f"{name}={given!r}", allowed="a collection of integers")
         )
     return frozenset(whole)
+
+
+def positive_seconds(name: str, given: object) -> float | None:
+    """The argument, if it is a time above 0 or None.
+
+    Raises:
+        InputError: It is not.
+    """
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if given is not None and not (number and float(given) > 0):  # type: ignore[arg-type]
+        raise InputError(
+            explain(f"gave {name}", got=f"{name}={given!r}", allowed="seconds above 0, or None")
+        )
+    return given  # type: ignore[return-value]

@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sfi_agent.errors import InputError, TemplateError, explain
 from sfi_agent.session.chat_delta import ChatDelta
 from sfi_agent.session.chat_template import ChatTemplate
+from sfi_agent.session.dropped_reasoning import (
+    RewrittenChat,
+    dropped_reasoning,
+    rewrite_chat,
+    without_reasoning,
+)
 from sfi_agent.session.events import ToolCall, ToolResult
+from sfi_agent.session.history_match import common_prefix, describe_difference
 from sfi_agent.session.output_reader import OutputFormat, OutputReader, ParsedOutput, parse_output
 from sfi_agent.session.reply import ReuseLostReason
 from sfi_agent.session.stop_ids import stop_ids
 from sfi_agent.session.tools import Tool, ToolSet
-from sfi_agent.session.transcript import Transcript
+from sfi_agent.session.transcript import Transcript, next_call_number
+from sfi_agent.session.turn_plan import TurnPlan
 from sfi_agent.session.user_input import UserInput, normalise_messages
+from sfi_agent.session.volatile_prompt import clocks_in_prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 __all__ = ["Chat", "TurnPlan", "make_chat"]
 
+ReasoningHistory: TypeAlias = Literal["keep", "template"]
+# Of the prompt's end: enough to see how the template begins the model's message.
+_LEAST_PROMPT_TOKENS = 64
 _NOT_RUN = "The call was not run: the conversation went on without it."
-
-
-@dataclass(frozen=True, slots=True)
-class TurnPlan:
-    """What a turn does to the ids; nothing has happened yet.
-
-    Attributes:
-        kept_tokens: Present ids that stay.
-        new_ids: Ids behind them, at least one.
-        messages: The new messages.
-        prompt_text: End of the prompt as text, for the reader of the output.
-        reuse_lost_reason: Why processed ids are given up, None if none are.
-        detail: The same for the log.
-    """
-
-    kept_tokens: int
-    new_ids: tuple[int, ...]
-    messages: tuple[dict[str, Any], ...]
-    prompt_text: str
-    reuse_lost_reason: ReuseLostReason | None = None
-    detail: str = ""
 
 
 class Chat:
@@ -54,7 +44,12 @@ class Chat:
         tokenizer: With a chat template.
         generation_config: The model's, for its end-of-sequence ids.
         system: System prompt, None for none.
-        tools: Functions or `Tool`s.
+        tools: Functions or `Tool`s, or tools as they were described before.
+        reasoning: What becomes of earlier reasoning, see `HistorySettings`.
+
+    Attributes:
+        reuse_lost_reason: Why a history that was saved could not be used; None once a turn has
+            processed it again, and everywhere else.
 
     Raises:
         TemplateError: No chat template, or one that takes no system prompt or no tools though
@@ -67,14 +62,18 @@ class Chat:
         tokenizer: PreTrainedTokenizerBase,
         generation_config: GenerationConfig | None,
         system: str | None,
-        tools: Sequence[Callable[..., Any] | Tool],
+        tools: Sequence[Callable[..., Any] | Tool] | ToolSet,
+        reasoning: ReasoningHistory = "keep",
     ) -> None:
-        self.tools = ToolSet(tools)
+        self._reasoning = reasoning
+        self.tools = tools if isinstance(tools, ToolSet) else ToolSet(tools)
         self.transcript = Transcript()
+        self.reuse_lost_reason: ReuseLostReason | None = None
         self.stop_ids = stop_ids(tokenizer, generation_config)
         self._tokenizer = tokenizer
         self._system = system
         self._unsent_results: dict[str, ToolResult] = {}
+        self._clocks_are_told = False
         self._template = ChatTemplate(tokenizer, self.tools.schemas)
         if system is not None:
             self._template.require_system()
@@ -89,6 +88,21 @@ class Chat:
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as messages (a copy)."""
         return self.transcript.messages or self._system_messages()
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._system
+
+    @property
+    def unsent_results(self) -> tuple[ToolResult, ...]:
+        """Results of tools that no message has carried yet."""
+        return tuple(self._unsent_results.values())
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """How the model writes its turns."""
+        return self._format
 
     def plan(self, given: UserInput) -> TurnPlan:
         """Find the ids that bring new messages. Changes nothing.
@@ -106,15 +120,7 @@ class Chat:
         messages = normalise_messages(
             given, first=not transcript.messages, open_call_ids=[call.id for call in open_calls]
         )
-        if any(span.kind == "raw" for span in transcript.spans):
-            raise InputError(
-                explain(
-                    "sent a message into a session that holds ids without messages",
-                    got="ids appended by decode()",
-                    remedy="use a session either for messages or for decode() with new ids; "
-                    "rewind to a mark before the ids, or open another session",
-                )
-            )
+        _refuse_raw_ids(transcript)
         if not transcript.spans:
             return self._first(messages)
         if open_calls and messages[0]["role"] != "tool":
@@ -124,19 +130,77 @@ class Chat:
         if not transcript.ends_with_output:
             # A rewind into a prompt left no assistant turn that a delta could continue.
             edited = "history_edited"
+        elif self._reasoning == "template" and any(item["role"] == "user" for item in messages):
+            rewritten = rewrite_chat(self._template, transcript, messages)
+            if rewritten is not None:
+                return self._plan_without_reasoning(rewritten, messages)
         found = self._delta.continue_chat(
             transcript.token_ids, transcript.messages, messages, answered, rerender_reason=edited
         )
-        text = self._prompt_text(found.new_ids)
+        lost = found.reuse_lost_reason is not None
+        whole = [*transcript.messages, *messages]
         return TurnPlan(
-            found.kept_tokens, found.new_ids, messages, text, found.reuse_lost_reason, found.detail
+            found.kept_tokens,
+            found.new_ids,
+            messages,
+            self._prompt_end(found.kept_tokens, found.new_ids),
+            self.reuse_lost_reason or found.reuse_lost_reason,
+            found.detail,
+            rerendered=lost,
+            dropped=dropped_reasoning(self._template, whole) if lost else (),
         )
+
+    def _plan_without_reasoning(
+        self, rewritten: RewrittenChat, messages: tuple[dict[str, Any], ...]
+    ) -> TurnPlan:
+        return TurnPlan(
+            rewritten.kept_tokens,
+            rewritten.new_ids,
+            messages,
+            self._prompt_end(rewritten.kept_tokens, rewritten.new_ids),
+            self.reuse_lost_reason or "template_rewrote_history",
+            rewritten.detail,
+            rerendered=True,
+            dropped=rewritten.dropped,
+        )
+
+    def plan_anew(self, messages: Sequence[dict[str, Any]]) -> TurnPlan:
+        """Find the ids for another conversation in place of this one. Changes nothing.
+
+        Args:
+            messages: All of it, up to what the model answers; checked already.
+
+        Raises:
+            TemplateError: The template cannot render them.
+        """
+        before, ids = self.transcript.token_ids, self._template.first_prompt(messages)
+        kept = min(common_prefix(before, ids), len(ids) - 1)
+        lost = kept < len(before) - 1
+        return TurnPlan(
+            kept,
+            ids[kept:],
+            tuple(messages),
+            self._prompt_text(ids),
+            self.reuse_lost_reason or ("history_edited" if lost else None),
+            describe_difference(self._tokenizer, before, ids) if lost else "",
+            replaces=True,
+        )
+
+    def tokens_of(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """Length of a prompt that is rendered as a whole."""
+        return len(self._template.first_prompt(messages))
 
     def begin(self, plan: TurnPlan) -> None:
         """The plan's ids are in the sequence now: note the messages that they carry."""
         transcript = self.transcript
-        if plan.reuse_lost_reason is not None:
-            messages = [*transcript.messages, *plan.messages]
+        self._clocks_are_told = True
+        if plan.replaces:
+            kept_ids = transcript.token_ids[: plan.kept_tokens]
+            self.transcript = Transcript()
+            self.transcript.append_prompt(plan.messages, [*kept_ids, *plan.new_ids])
+            return
+        if plan.rerendered:
+            messages = without_reasoning([*transcript.messages, *plan.messages], plan.dropped)
             transcript.replace_from(plan.kept_tokens, plan.new_ids, messages)
             return
         self._cut(plan.kept_tokens)
@@ -149,6 +213,7 @@ class Chat:
     def end(self, ids: Sequence[int], parsed: ParsedOutput) -> None:
         """The model's raw output of the turn, whole or cut short."""
         self._unsent_results = {}
+        self.reuse_lost_reason = None
         self.transcript.append_output(ids, parsed.as_message(), parsed.calls)
 
     def note_result(self, result: ToolResult) -> None:
@@ -160,6 +225,7 @@ class Chat:
         """Ids of `decode()`. Generated behind a prompt or an unfinished answer, without new ids
         in between, they belong to the answer."""
         transcript = self.transcript
+        self.reuse_lost_reason = None
         last = transcript.spans[-1] if transcript.spans else None
         if new_ids or last is None or last.kind == "raw" or not last.complete:
             transcript.append_raw([*new_ids, *generated_ids])
@@ -176,10 +242,22 @@ class Chat:
             self._unsent_results = {}
             self._cut(tokens)
 
-    def fork(self) -> Chat:
-        """An independent chat with the same past."""
+    def resume(
+        self,
+        transcript: Transcript,
+        unsent_results: Sequence[ToolResult],
+        reuse_lost_reason: ReuseLostReason | None,
+    ) -> None:
+        """Go on from a conversation that was saved; nothing was said yet in this one."""
+        self.transcript = transcript
+        self._unsent_results = {result.call_id: result for result in unsent_results}
+        self.reuse_lost_reason = reuse_lost_reason
+
+    def fork(self, reasoning: ReasoningHistory | None = None) -> Chat:
+        """An independent chat with the same past; None keeps what becomes of reasoning."""
         child = object.__new__(Chat)
         child.__dict__.update(self.__dict__)
+        child._reasoning = reasoning or self._reasoning
         child.transcript = self.transcript.copy()
         child._unsent_results = dict(self._unsent_results)
         return child
@@ -200,13 +278,19 @@ class Chat:
             self._template.require_system()
         whole = (*self._system_messages(), *messages)
         ids = self._template.first_prompt(whole)
-        return TurnPlan(0, ids, whole, self._prompt_text(ids))
+        clocks = () if self._clocks_are_told else clocks_in_prompt(self._template, whole)
+        return TurnPlan(0, ids, whole, self._prompt_text(ids), clocks=clocks)
 
     def _system_messages(self) -> list[dict[str, Any]]:
         return [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def _prompt_text(self, new_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(new_ids), skip_special_tokens=False))
+
+    def _prompt_end(self, kept_tokens: int, new_ids: Sequence[int]) -> str:
+        """Text of the new ids, and of some before them where they are few."""
+        ids = self.transcript.token_ids[:kept_tokens]
+        return self._prompt_text([*ids[len(ids) - min(len(ids), _LEAST_PROMPT_TOKENS) :], *new_ids])
 
     def _answer(self, call: ToolCall) -> dict[str, Any]:
         not_run = ToolResult(call.id, call.name, call.error or _NOT_RUN, is_error=True)
@@ -230,7 +314,7 @@ class Chat:
             self._tokenizer,
             ids,
             prompt_text=self._prompt_text(prompt_ids),
-            first_call_number=sum(len(message.get("tool_calls", ())) for message in messages),
+            first_call_number=next_call_number(messages),
         )
         return parsed.as_message(), parsed.calls
 
@@ -239,7 +323,8 @@ def make_chat(
     tokenizer: PreTrainedTokenizerBase | None,
     generation_config: GenerationConfig | None,
     system: str | None,
-    tools: Sequence[Callable[..., Any] | Tool],
+    tools: Sequence[Callable[..., Any] | Tool] | ToolSet,
+    reasoning: ReasoningHistory = "keep",
 ) -> Chat | None:
     """A chat, or None where the tokenizer allows none and none was asked for.
 
@@ -248,7 +333,7 @@ def make_chat(
     """
     asked = system is not None or bool(tools)
     if tokenizer is not None and (asked or getattr(tokenizer, "chat_template", None)):
-        return Chat(tokenizer, generation_config, system, tools)
+        return Chat(tokenizer, generation_config, system, tools, reasoning)
     if asked:
         raise TemplateError(
             explain(
@@ -258,6 +343,18 @@ def make_chat(
             )
         )
     return None
+
+
+def _refuse_raw_ids(transcript: Transcript) -> None:
+    if any(span.kind == "raw" for span in transcript.spans):
+        raise InputError(
+            explain(
+                "sent a message into a session that holds ids without messages",
+                got="ids appended by decode()",
+                remedy="use a session either for messages or for decode() with new ids; "
+                "rewind to a mark before the ids, or open another session",
+            )
+        )
 
 
 def _result_message(result: ToolResult) -> dict[str, Any]:

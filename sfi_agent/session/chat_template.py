@@ -7,50 +7,31 @@ by the name of a model.
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.session.control_tokens import ControlTokens
+from sfi_agent.session.message_form import (
+    CALL_FORMS,
+    REASONING_KEYS,
+    Message,
+    MessageForm,
+    shape_messages,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ChatTemplate", "Message", "MessageForm", "RenderFailure", "probe_text", "probe_tool"]
 
-Message: TypeAlias = Mapping[str, Any]
+_CLOCK = "strftime_now"
 
 
 class RenderFailure(Exception):
     """The template raised while rendering. Internal: callers turn it into what it means to them."""
-
-
-@dataclass(frozen=True, slots=True)
-class MessageForm:
-    """How a template wants tool calls, beyond the common form.
-
-    Attributes:
-        arguments_as_text: Call arguments are JSON text, not a mapping.
-        nine_character_ids: Call ids are nine letters and digits.
-        one_call_per_turn: An assistant message holds a single call; further ones are rendered as
-            turns of their own.
-    """
-
-    arguments_as_text: bool = False
-    nine_character_ids: bool = False
-    one_call_per_turn: bool = False
-
-
-_FORMS = tuple(
-    MessageForm(as_text, nine, single)
-    for single in (False, True)
-    for as_text in (False, True)
-    for nine in (False, True)
-)
 
 
 def probe_text() -> str:
@@ -101,6 +82,20 @@ class ChatTemplate:
         """
         return self._render_as(self.form, messages, generation_prompt, self.tools)
 
+    def writes_the_date(self, messages: Sequence[Message]) -> bool:
+        """Whether what is rendered depends on the day on which it is rendered."""
+        if _CLOCK not in self.source:
+            return False
+        texts = set()
+        for date in ("2001-02-03", "2012-11-10"):
+            # What a template defines itself comes before what it is given.
+            source = f"{{%- macro {_CLOCK}(form) -%}}{date}{{%- endmacro -%}}{self.source}"
+            try:
+                texts.add(self._render_as(self.form, messages, True, self.tools, source))
+            except RenderFailure:
+                return False
+        return len(texts) > 1
+
     def encode(self, rendered: str) -> list[int]:
         """Ids of text that `render` gave, or of a part of it."""
         return self.control_tokens.encode(rendered)
@@ -124,15 +119,29 @@ class ChatTemplate:
     def require_system(self) -> None:
         """Raise TemplateError unless a system message is rendered."""
         probe = probe_text()
-        chat = [{"role": "system", "content": probe}, {"role": "user", "content": "u"}]
-        self._require(chat, (probe,), "Use a system message", "Put it into the first user message")
+        chat = [{"role": "system", "content": probe}, _user("u")]
+        problem = self._problem(chat, probe, self.tools)
+        if problem is not None:
+            remedy = "Put it into the first user message"
+            raise TemplateError(explain("Use a system message", got=problem, remedy=remedy))
 
     def require_tools(self) -> None:
         """Raise TemplateError unless tool definitions and tool results are rendered."""
-        probe, user = probe_text(), {"role": "user", "content": "u"}
+        probe = probe_text()
         remedy = "Use a checkpoint whose chat template supports tools, or open it without tools"
-        self._require([user], (probe,), "Describe tools to the model", remedy, [probe_tool(probe)])
-        self._require([*_tool_round(probe)], (probe,), "Give tool results to the model", remedy)
+        problem = self._problem([_user("u")], probe, [probe_tool(probe)])
+        if problem is not None:
+            raise TemplateError(explain("Describe tools to the model", got=problem, remedy=remedy))
+        problem = self.tool_results_problem()
+        if problem is not None:
+            raise TemplateError(
+                explain("Give tool results to the model", got=problem, remedy=remedy)
+            )
+
+    def tool_results_problem(self) -> str | None:
+        """What becomes of a tool result that should be rendered; None if it is."""
+        probe = probe_text()
+        return self._problem(_tool_round(("t",), (probe,)), probe, self.tools)
 
     def _render_prompt(self, messages: Sequence[Message]) -> str:
         try:
@@ -147,23 +156,14 @@ class ChatTemplate:
                 )
             ) from failure
 
-    def _require(
-        self,
-        chat: Sequence[Message],
-        probes: Sequence[str],
-        attempted: str,
-        remedy: str,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
+    def _problem(
+        self, chat: Sequence[Message], probe: str, tools: Sequence[Mapping[str, Any]]
+    ) -> str | None:
         try:
-            text = self._render_as(self.form, chat, True, self.tools if tools is None else tools)
+            text = self._render_as(self.form, chat, True, tools)
         except RenderFailure as failure:
-            got = f"a chat template that refuses it ({failure})"
-        else:
-            if all(probe in text for probe in probes):
-                return
-            got = "a chat template that leaves it out without a word"
-        raise TemplateError(explain(attempted, got=got, remedy=remedy))
+            return f"a chat template that refuses it ({failure})"
+        return None if probe in text else "a chat template that leaves it out without a word"
 
     def _render_as(
         self,
@@ -171,14 +171,18 @@ class ChatTemplate:
         messages: Sequence[Message],
         generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]],
+        source: str | None = None,
     ) -> str:
-        shaped = [self.control_tokens.protect(message) for message in _shape(messages, form)]
+        shaped = [
+            self.control_tokens.protect(message) for message in shape_messages(messages, form)
+        ]
         try:
             text = self.tokenizer.apply_chat_template(
                 shaped,
                 tools=self.control_tokens.protect(tools) or None,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
+                chat_template=source,
                 **self.options,
             )
         except Exception as error:
@@ -188,18 +192,57 @@ class ChatTemplate:
         return text
 
     def _find_form(self) -> MessageForm:
-        # A form must render two calls and their results. Where none shows the results, tools are
-        # unusable anyway and `require_tools` says so.
-        first, second = probe_text(), probe_text()
-        chat = _tool_round(first, second)
-        for form in _FORMS:
-            try:
-                text = self._render_as(form, chat, True, self.tools)
-            except RenderFailure:
+        user = probe_text()
+        parts = self._text_as(MessageForm(), [_user(user)])
+        form = MessageForm(content_as_parts=parts is None or user not in parts)
+        return self._with_reasoning_form(self._with_call_form(form))
+
+    def _with_call_form(self, form: MessageForm) -> MessageForm:
+        # The right form shows two calls and their results. Where no form shows the results, tools
+        # are unusable anyway and `require_tools` says so.
+        calls, results = (probe_text(), probe_text()), (probe_text(), probe_text())
+        second_best = None
+        for as_text, nine, single in CALL_FORMS:
+            tried = replace(
+                form,
+                arguments_as_text=as_text,
+                nine_character_ids=nine,
+                one_call_per_turn=single,
+            )
+            text = self._text_as(tried, _tool_round(calls, results))
+            if text is None or not all(probe in text for probe in results):
                 continue
-            if first in text and second in text:
-                return form
-        return MessageForm()
+            if all(probe in text for probe in calls):
+                return tried
+            second_best = second_best or tried
+        return second_best or form
+
+    def _with_reasoning_form(self, form: MessageForm) -> MessageForm:
+        for key in REASONING_KEYS:
+            tried = replace(form, reasoning_key=key)
+            beside_text = self._shows_reasoning(tried, calls=False, content="t")
+            beside_calls = self._shows_reasoning(tried, calls=True, content="")
+            if beside_text or beside_calls:
+                both = self._shows_reasoning(tried, calls=True, content="t")
+                # None is a template that raises; one that only leaves reasoning out may have both.
+                return replace(tried, text_or_reasoning=bool(beside_calls) and both is None)
+        return form
+
+    def _shows_reasoning(self, form: MessageForm, *, calls: bool, content: str) -> bool | None:
+        """Whether the last message's reasoning is rendered; None if the template raises."""
+        probe = probe_text()
+        chat = _tool_round(("t",), ()) if calls else [_user("u"), {"role": "assistant"}]
+        chat[-1] = {**chat[-1], "content": content, REASONING_KEYS[0]: probe}
+        text = self._text_as(form, chat, generation_prompt=False)
+        return None if text is None else probe in text
+
+    def _text_as(
+        self, form: MessageForm, chat: Sequence[Message], *, generation_prompt: bool = True
+    ) -> str | None:
+        try:
+            return self._render_as(form, chat, generation_prompt, self.tools)
+        except RenderFailure:
+            return None
 
 
 def _template_source(tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> str:
@@ -217,71 +260,21 @@ def _template_source(tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> st
     return str(source)
 
 
-def _tool_round(*results: str) -> list[dict[str, Any]]:
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _tool_round(arguments: Sequence[str], results: Sequence[str]) -> list[dict[str, Any]]:
+    """A question, calls with one argument each, and the results of the first calls."""
     calls = [
-        {"id": f"call_{number}", "type": "function", "function": {"name": "f", "arguments": {}}}
-        for number in range(len(results))
+        {"id": f"call_{number}", "type": "function", "function": {"name": "f", "arguments": value}}
+        for number, value in enumerate({"text": argument} for argument in arguments)
     ]
-    for call in calls:
-        call["function"] = {"name": "f", "arguments": {"text": "t"}}
     return [
-        {"role": "user", "content": "u"},
+        _user("u"),
         {"role": "assistant", "content": "", "tool_calls": calls},
         *(
-            {"role": "tool", "name": "f", "tool_call_id": call["id"], "content": result}
-            for call, result in zip(calls, results, strict=True)
+            {"role": "tool", "name": "f", "tool_call_id": f"call_{number}", "content": result}
+            for number, result in enumerate(results)
         ),
     ]
-
-
-def _shape(messages: Sequence[Message], form: MessageForm) -> Iterator[dict[str, Any]]:
-    index = 0
-    while index < len(messages):
-        message = messages[index]
-        index += 1
-        calls = message.get("tool_calls") or ()
-        if form.one_call_per_turn and len(calls) > 1:
-            results: list[Message] = []
-            while index < len(messages) and messages[index].get("role") == "tool":
-                results.append(messages[index])
-                index += 1
-            yield from (_shape_one(part, form) for part in _one_by_one(message, results))
-        else:
-            yield _shape_one(message, form)
-
-
-def _one_by_one(message: Message, results: Sequence[Message]) -> Iterator[Message]:
-    """One assistant message per call, each followed by its result."""
-    waiting = list(results)
-    for number, call in enumerate(message["tool_calls"]):
-        content = message.get("content") if number == 0 else ""
-        yield {**message, "content": content, "tool_calls": [call]}
-        for result in [item for item in waiting if item.get("tool_call_id") == call.get("id")]:
-            waiting.remove(result)
-            yield result
-    yield from waiting
-
-
-def _shape_one(message: Message, form: MessageForm) -> dict[str, Any]:
-    shaped = dict(message)
-    if message.get("tool_calls"):
-        shaped["tool_calls"] = [_shape_call(call, form) for call in message["tool_calls"]]
-    if form.nine_character_ids and message.get("tool_call_id"):
-        shaped["tool_call_id"] = _nine_characters(message["tool_call_id"])
-    return shaped
-
-
-def _shape_call(call: Mapping[str, Any], form: MessageForm) -> dict[str, Any]:
-    import json
-
-    shaped, function = dict(call), dict(call["function"])
-    if form.arguments_as_text and not isinstance(function["arguments"], str):
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    if form.nine_character_ids and "id" in shaped:
-        shaped["id"] = _nine_characters(shaped["id"])
-    return {**shaped, "function": function}
-
-
-def _nine_characters(call_id: str) -> str:
-    match = re.fullmatch(r"call_(\d{1,5})", call_id)
-    return f"call{int(match[1]):05d}" if match else sha256(call_id.encode()).hexdigest()[:9]

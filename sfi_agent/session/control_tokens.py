@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import InputError, explain
@@ -31,15 +32,21 @@ class ControlTokens:
     Args:
         tokenizer: Its added tokens are read once.
         template: Source of the chat template.
+
+    Attributes:
+        ids: Id of each control token, by its text.
+        special_texts: The special ones among them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self._tokenizer = tokenizer
+        tokens = tokenizer.added_tokens_decoder
         self.ids: dict[str, int] = {
             token.content: index
-            for index, token in tokenizer.added_tokens_decoder.items()
+            for index, token in tokens.items()
             if not token.content.isspace() and (token.special or token.content in template)
         }
+        self.special_texts = frozenset(text for text in self.ids if tokens[self.ids[text]].special)
         longest_first = sorted(self.ids, key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         # Letters and digits only: a template may strip, escape or JSON-encode what it is given.
@@ -70,9 +77,18 @@ class ControlTokens:
         match = self._pattern.match(rendered)
         return match.group() if match else None
 
-    def find(self, rendered: str) -> list[str]:
-        """All control tokens of a rendered text, in order."""
-        return [match.group() for match in self._pattern.finditer(rendered)]
+    def spans(self, rendered: str) -> Iterator[tuple[int, str]]:
+        """Start and text of all control tokens of a rendered text, in order."""
+        for match in self._pattern.finditer(rendered):
+            yield match.start(), match.group()
+
+    def shared(self, left: str, right: str) -> int:
+        """Length of the beginning that two rendered texts share, in whole control tokens."""
+        length = len(commonprefix([left, right]))
+        for text in (left, right):
+            inside = (start for start, token in self.spans(text) if start + len(token) > length)
+            length = min(length, next(inside, length))
+        return length
 
     def encode(self, rendered: str) -> list[int]:
         """Ids of a text that was rendered from protected input. No special token is added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,14 +14,19 @@ from sfi_agent.engine.model_shape import inspect_model
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
-from sfi_agent.errors import ConfigError, TemplateError, UnsupportedModelError, explain
+from sfi_agent.errors import ConfigError, InputError, TemplateError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
+from sfi_agent.session.engine_thread import EngineThread
+from sfi_agent.session.parking import ParkingLimits, ParkingLot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Self
 
+    from sfi_agent.engine.parked_buffers import Place
     from sfi_agent.engine.warmup import WarmUpReport
+    from sfi_agent.session.overflow import OverflowPolicy
     from sfi_agent.session.session import Session
     from sfi_agent.session.template_report import TemplateReport
     from sfi_agent.session.tools import Tool
@@ -42,6 +48,7 @@ class Engine:
             graphs on a CUDA device, and is eager elsewhere; "eager" never captures.
         check_numbers: Whether attention that gives numbers which are not finite raises
             `NumericsError`, for debugging; steps are then eager, and the host waits for each layer.
+        parking: When idle sessions are parked by themselves; None leaves it to `park`.
 
     Attributes:
         shape: What was found about the model (layers, windows, context limit).
@@ -58,6 +65,7 @@ class Engine:
         prefill_chunk_tokens: int | None = None,
         execution: Literal["auto", "eager"] = "auto",
         check_numbers: bool = False,
+        parking: ParkingLimits | None = None,
     ) -> None:
         if model.training:
             raise UnsupportedModelError(
@@ -78,6 +86,8 @@ class Engine:
             execution=execution,
             check_numbers=check_numbers,
         )
+        self.thread = EngineThread()
+        self.parking = ParkingLot(self.runner, parking or ParkingLimits())
         if AttentionSwitch.of(model).users == 0:
             # With open sessions on it the model has been checked already.
             error = check_model(model, self.shape)
@@ -93,6 +103,7 @@ class Engine:
         prefill_chunk_tokens: int | None = None,
         execution: Literal["auto", "eager"] = "auto",
         check_numbers: bool = False,
+        parking: ParkingLimits | None = None,
     ) -> Engine:
         """Load a checkpoint from a directory or from the Hugging Face Hub.
 
@@ -100,7 +111,7 @@ class Engine:
             path: Directory or Hub id.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
-            prefill_chunk_tokens, execution, check_numbers: See `Engine`.
+            prefill_chunk_tokens, execution, check_numbers, parking: See `Engine`.
 
         Raises:
             CheckpointError: Nothing loadable is there, or a part of it is missing or damaged.
@@ -116,6 +127,7 @@ class Engine:
             prefill_chunk_tokens=prefill_chunk_tokens,
             execution=execution,
             check_numbers=check_numbers,
+            parking=parking,
         )
 
     def session(
@@ -124,6 +136,7 @@ class Engine:
         *,
         system: str | None = None,
         tools: Sequence[Callable[..., Any] | Tool] = (),
+        overflow: OverflowPolicy = "error",
     ) -> Session:
         """A new session on this model.
 
@@ -132,17 +145,62 @@ class Engine:
             system: System prompt of the conversation.
             tools: Plain functions with type hints and a Google-style docstring, or `Tool`s. They
                 are sorted by name and fixed for the session.
+            overflow: What happens when a turn does not fit the model's context, or leaves no room
+                for `max_new_tokens`: "error" raises `ContextOverflowError` (and a lack of room
+                only shortens the answer); a function is given an `Overflow` and returns the
+                messages to go on with, such as `drop_oldest_turns()`.
 
         Raises:
             ConfigError: The policy does not fit the model (a dense layer it does not have).
+            InputError: `overflow` is neither "error" nor a function.
+            SessionStateError: The engine is closed.
             ToolDefinitionError: A tool cannot be described or called.
             TemplateError: System prompt or tools are given and the chat template takes none.
         """
         from sfi_agent.session.session import Session
 
+        self.thread.require_open("opened a session")
         config = config or SessionConfig()
         self.check_config(config)
-        return Session.create(self, config, system, tools)
+        return Session.create(self, config, system, tools, overflow)
+
+    def load_session(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        tools: Sequence[Callable[..., Any] | Tool] | None = None,
+        config: SessionConfig | None = None,
+        overflow: OverflowPolicy = "error",
+        on_mismatch: Literal["error", "reprefill"] = "error",
+        check: Literal["full", "sizes"] = "full",
+    ) -> Session:
+        """A saved session, open, with its keys and values: it goes on as if it had never stopped.
+
+        Args:
+            directory: What `session.save` wrote to.
+            tools: The functions of its tools; None loads it with their schemas alone, so that
+                `send` and `decode` work and `run` and `stream` do not.
+            config: The policy it must have been saved with; None takes whatever that is.
+            overflow: As in `session`.
+            on_mismatch: What happens where model, weights, dtype, tokenizer, chat template, tools
+                or policy are not those of the saved session: "error" refuses; "reprefill" gives
+                its keys and values up and processes its ids, or renders its messages, again.
+            check: "full" compares every byte with what was written; "sizes" only lengths and
+                headers of the files.
+
+        Raises:
+            StoreMismatchError: Something is not as it was; lists all that is not.
+            StoreError: No session is there, or it is damaged, or written by a newer version.
+            ConfigError: `config` does not fit the model.
+            InputError: An argument is not usable.
+            SessionStateError: The engine is closed.
+            ToolDefinitionError: A tool cannot be described or called.
+            TemplateError: The chat template takes no system prompt or no tools.
+        """
+        from sfi_agent.session.store.loading import load_session
+
+        self.thread.require_open("loaded a session")
+        return load_session(self, directory, tools, config, overflow, on_mismatch, check)
 
     def decode_batch(
         self,
@@ -176,6 +234,40 @@ class Engine:
         from sfi_agent.session.batch import decode_batch
 
         return decode_batch(self, sessions, token_ids, max_new_tokens, stop_ids)
+
+    def park(
+        self,
+        session: Session,
+        to: Place | None = None,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Move an idle session's keys and values out of the way; its next call brings them back.
+
+        What a fork shares moves when none of the sessions that read it is left on the device. Ids,
+        messages and records stay, and nothing is lost. Parked again, a session goes further: from
+        host memory to disk.
+
+        Args:
+            session: Open, of this engine.
+            to: "host" memory or "disk"; None is host memory, and on a CPU disk, if there is a
+                directory. On a CPU "host" frees the memories alone.
+            directory: Where files go on disk; None is that of `ParkingLimits`.
+
+        Raises:
+            InputError: The place is unknown or lacks a directory, or the session is of another
+                engine.
+            StoreError: The directory cannot be written; the session is where it was.
+            SessionBusy: A call on the session is under way.
+            SessionStateError: The session is closed.
+        """
+        if session.engine is not self:
+            raise InputError(
+                explain("parked a session", got="one of another engine", allowed="one of this")
+            )
+        with session._owner.held_for("park"):
+            session._core.open()
+            self.parking.park(session._core, to, directory)
 
     def warmup(
         self,
@@ -221,6 +313,20 @@ class Engine:
             compiled=compiled,
             early_launch=early_launch,
         )
+
+    def close(self) -> None:
+        """End the engine's thread and wait for it; closing twice is fine.
+
+        Asynchronous calls under way raise `SessionStateError`, and keep what they have generated.
+        Open sessions can still be used by synchronous calls; there will be no new ones.
+        """
+        self.thread.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def check_config(self, config: SessionConfig) -> None:
         """Refuse a policy that does not fit this model.

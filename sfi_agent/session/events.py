@@ -11,7 +11,16 @@ from sfi_agent.observe.trace import StepRecord
 if TYPE_CHECKING:
     from sfi_agent.session.reply import Reply
 
-__all__ = ["Event", "ReasoningDelta", "Step", "TextDelta", "ToolCall", "ToolResult", "TurnEnd"]
+__all__ = [
+    "Event",
+    "ReasoningDelta",
+    "Step",
+    "TextDelta",
+    "ToolCall",
+    "ToolResult",
+    "ToolStart",
+    "TurnEnd",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +58,21 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolStart:
+    """A tool begins to run. Calls that are refused or cannot be run have no such event."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool gave back, as the text the model reads.
+    """What a tool gave back, as the text the model reads. Results come as tools finish.
 
     Attributes:
         call_id: `ToolCall.id` of the call it answers.
         name: The tool's name as the call gave it.
         content: The result as text, or what went wrong.
-        is_error: The tool did not run or raised an exception.
+        is_error: The tool did not run, did not finish or raised an exception.
     """
 
     call_id: str
@@ -87,4 +103,4 @@ class TurnEnd:
     reply: Reply
 
 
-Event: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolResult | Step | TurnEnd
+Event: TypeAlias = TextDelta | ReasoningDelta | ToolCall | ToolStart | ToolResult | Step | TurnEnd

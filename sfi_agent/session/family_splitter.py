@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from typing import Literal
 
+from sfi_agent.session.call_styles import CallRegion, CallStyle
+from sfi_agent.session.json_bodies import llama_calls, looks_like_llama_call
 from sfi_agent.session.output_pieces import OutputPiece, held_back_length
-from sfi_agent.session.tool_calls import (
-    CallFormat,
-    RawCall,
-    Schemas,
-    hermes_calls,
-    llama_calls,
-    looks_like_llama_call,
-    mistral_calls,
-)
+from sfi_agent.session.reasoning_tags import ReasoningTags
+from sfi_agent.session.tool_calls import RawCall, Schemas
 
-__all__ = ["FamilySplitter", "family_tags"]
-
-_CALL_OPEN = {"hermes": "<tool_call>", "llama": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}
-_CALL_CLOSE = "</tool_call>"
-_MARKUP = ("[ARGS]", "[CALL_ID]", _CALL_CLOSE)
-
-
-def family_tags(template_source: str, call_format: CallFormat) -> tuple[str, ...]:
-    """All control text that means something to the splitter of this family."""
-    think = _think_tags(template_source)
-    opening = _CALL_OPEN.get(call_format)
-    return (*think, *_MARKUP, *([opening] if opening else []))
-
-
-def _think_tags(template_source: str) -> tuple[str, str]:
-    if "[THINK]" in template_source:
-        return "[THINK]", "[/THINK]"
-    return "<think>", "</think>"
+__all__ = ["FamilySplitter"]
 
 
 class FamilySplitter:
@@ -43,28 +21,32 @@ class FamilySplitter:
     stands in the answer. Bare JSON that may be a call (Llama) is held back until it is decided.
 
     Args:
-        call_format: How the family writes calls; "none" for sessions without tools.
-        template_source: Source of the chat template, for the family's reasoning tags.
+        style: How the family writes calls; `CallStyle()` for sessions without tools.
+        reasoning: Between which tags the family reasons.
+        bare_json: Whether JSON at the start of an answer may be a call.
         prompt_text: End of the prompt's text: templates may open the reasoning themselves.
         schemas: Argument schemas by tool name.
     """
 
     def __init__(
         self,
-        call_format: CallFormat,
+        style: CallStyle,
+        reasoning: ReasoningTags,
         *,
-        template_source: str = "",
+        bare_json: bool = False,
         prompt_text: str = "",
         schemas: Schemas | None = None,
     ) -> None:
-        self._format = call_format
-        self._think_open, self._think_close = _think_tags(template_source)
-        self._call_open = _CALL_OPEN.get(call_format, "")
+        self._style = style
+        self._reasoning = reasoning
+        self._bare_json = bare_json
         self._schemas = schemas or {}
+        self._tags = (*(region.opening for region in style.regions), *style.ignored)
+        self._region: CallRegion | None = None
         self._buffer = ""
         self._closes_seen = 0
         self._first_close = -1
-        prefilled = prompt_text.rstrip().endswith(self._think_open)
+        prefilled = prompt_text.rstrip().endswith(reasoning.opening)
         self._state: Literal["start", "text", "reasoning", "call", "bare_json"] = (
             "reasoning" if prefilled else "start"
         )
@@ -72,6 +54,14 @@ class FamilySplitter:
     @property
     def in_reasoning(self) -> bool:
         return self._state == "reasoning"
+
+    @property
+    def in_call(self) -> bool:
+        return self._state in ("call", "bare_json")
+
+    def copy(self) -> FamilySplitter:
+        """See `OutputSplitter`."""
+        return copy.copy(self)
 
     def feed(self, text: str) -> list[OutputPiece]:
         """See `OutputSplitter`."""
@@ -98,48 +88,58 @@ class FamilySplitter:
         if self._state == "start":
             return self._leave_start()
         if self._state == "reasoning":
-            return self._until(self._think_close, "reasoning", pieces)
+            return self._reason(pieces)
         if self._state == "text":
-            return self._until(self._call_open, "text", pieces)
+            return self._talk(pieces)
         if self._state == "bare_json":
             return self._check_bare_json()
-        return self._format == "hermes" and self._close_hermes(pieces)
+        return self._close_call(pieces)
 
     def _leave_start(self) -> bool:
         text = self._buffer.lstrip()
         if not text:
             return False
-        if text.startswith(self._think_open):
-            self._buffer = text[len(self._think_open) :]
+        if text.startswith(self._reasoning.opening):
+            self._buffer = text[len(self._reasoning.opening) :]
             self._state = "reasoning"
             return True
-        if self._think_open.startswith(text):
+        if self._reasoning.opening.startswith(text):
             return False
-        bare = self._format == "llama" and text.startswith("{")
-        self._state = "bare_json" if bare else "text"
+        self._state = "bare_json" if self._bare_json and text.startswith("{") else "text"
         return True
 
-    def _until(
-        self, tag: str, kind: Literal["text", "reasoning"], pieces: list[OutputPiece]
-    ) -> bool:
-        """Hand out text up to a tag, or up to what may be its start."""
-        found = self._buffer.find(tag) if tag else -1
-        end = found if found >= 0 else len(self._buffer) - held_back_length(self._buffer, tag)
-        if end > 0:
-            pieces.append(OutputPiece(kind, self._buffer[:end]))
-        if found < 0:
-            self._buffer = self._buffer[end:]
+    def _reason(self, pieces: list[OutputPiece]) -> bool:
+        found = self._hand_out("reasoning", (self._reasoning.closing,), pieces)
+        if found is None:
             return False
-        self._buffer = self._buffer[found + len(tag) :]
-        if kind == "reasoning":
-            pieces.append(OutputPiece("reasoning_end"))
-            self._state = "start"
-        else:
-            self._enter_call()
+        pieces.append(OutputPiece("reasoning_end"))
+        self._state = "start"
         return True
 
-    def _enter_call(self) -> None:
-        self._state, self._closes_seen, self._first_close = "call", 0, -1
+    def _talk(self, pieces: list[OutputPiece]) -> bool:
+        found = self._hand_out("text", self._tags, pieces)
+        if found is None:
+            return False
+        region = next((item for item in self._style.regions if item.opening == found), None)
+        if region is not None:
+            self._region, self._state = region, "call"
+            self._closes_seen, self._first_close = 0, -1
+        return True
+
+    def _hand_out(
+        self, kind: Literal["text", "reasoning"], tags: tuple[str, ...], pieces: list[OutputPiece]
+    ) -> str | None:
+        """Text up to the first of the tags, which is then gone; without one, None and text up to
+        what may be the start of one."""
+        places = [(self._buffer.find(tag), -len(tag), tag) for tag in tags]
+        start, _, tag = min((place for place in places if place[0] >= 0), default=(-1, 0, ""))
+        if start < 0:
+            held = max((held_back_length(self._buffer, tag) for tag in tags), default=0)
+            start = len(self._buffer) - held
+        if start > 0:
+            pieces.append(OutputPiece(kind, self._buffer[:start]))
+        self._buffer = self._buffer[start + len(tag) :]
+        return tag or None
 
     def _check_bare_json(self) -> bool:
         if looks_like_llama_call(self._buffer):
@@ -147,14 +147,17 @@ class FamilySplitter:
         self._state = "text"
         return True
 
-    def _close_hermes(self, pieces: list[OutputPiece]) -> bool:
-        """End the call at the closing tag. One inside a string of the arguments does not count."""
-        found = self._buffer.find(_CALL_CLOSE, self._closes_seen)
-        if found < 0:
-            self._closes_seen = max(self._closes_seen, len(self._buffer) - len(_CALL_CLOSE) + 1)
+    def _close_call(self, pieces: list[OutputPiece]) -> bool:
+        """End the call at the closing tag. One inside a value of the arguments does not count."""
+        closing = self._region.closing if self._region is not None else ""
+        if not closing:
             return False
-        status = _json_status(self._buffer[:found])
-        if status == "in_string":
+        found = self._buffer.find(closing, self._closes_seen)
+        if found < 0:
+            self._closes_seen = max(self._closes_seen, len(self._buffer) - len(closing) + 1)
+            return False
+        status = self._style.status(self._body(found))
+        if status == "open":
             self._closes_seen = found + 1
             self._first_close = found if self._first_close < 0 else self._first_close
             return True
@@ -163,51 +166,42 @@ class FamilySplitter:
         self._end_call(pieces, self._first_close if passed_over else found)
         return True
 
+    def _body(self, end: int) -> str:
+        """The call's text up to a place in the buffer."""
+        keeps = self._region is not None and self._region.keeps_tags
+        opening = self._region.opening if self._region is not None and keeps else ""
+        return opening + self._buffer[:end]
+
     def _end_call(self, pieces: list[OutputPiece], end: int) -> None:
-        body = self._buffer[:end]
-        self._buffer = self._buffer[end + len(_CALL_CLOSE) :]
+        assert self._region is not None
+        closing = self._region.closing
+        body = self._body(end) + (closing if self._region.keeps_tags else "")
+        self._buffer = self._buffer[end + len(closing) :]
         self._state = "text"
-        _add_calls(pieces, hermes_calls(body, closed=True, schemas=self._schemas))
+        _add_calls(pieces, self._style.read(body, True, self._schemas))
 
     def _finish_state(self, pieces: list[OutputPiece]) -> None:
+        if self._state == "call":
+            self._finish_call(pieces)
+            return
         rest, self._buffer = self._buffer, ""
-        if self._state == "call" and self._format == "hermes":
-            self._finish_hermes(pieces, rest)
-        elif self._state == "call":
-            self._state = "text"
-            tagged = llama_calls(rest, tagged=True) if self._format == "llama" else None
-            _add_calls(pieces, mistral_calls(rest) if tagged is None else tagged)
-        elif self._state == "bare_json":
+        if self._state == "bare_json":
             self._state = "text"
             calls = llama_calls(rest, tagged=False)
-            if calls is None:
-                pieces.append(OutputPiece("text", rest))
-            else:
+            if calls is not None:
                 _add_calls(pieces, calls)
-        else:
-            kind: Literal["text", "reasoning"] = "reasoning" if self.in_reasoning else "text"
-            pieces.append(OutputPiece(kind, rest))
+                return
+        pieces.append(OutputPiece("reasoning" if self.in_reasoning else "text", rest))
 
-    def _finish_hermes(self, pieces: list[OutputPiece], rest: str) -> None:
+    def _finish_call(self, pieces: list[OutputPiece]) -> None:
         # A quote the model forgot hid the closing tag: the first one was meant.
-        self._buffer = rest
         if self._first_close >= 0:
             self._end_call(pieces, self._first_close)
             return
+        body = self._body(len(self._buffer))
         self._buffer, self._state = "", "text"
-        _add_calls(pieces, hermes_calls(rest, closed=False, schemas=self._schemas))
+        _add_calls(pieces, self._style.read(body, False, self._schemas))
 
 
 def _add_calls(pieces: list[OutputPiece], calls: list[RawCall]) -> None:
     pieces.extend(OutputPiece("call", call=call) for call in calls)
-
-
-def _json_status(body: str) -> Literal["whole", "in_string", "broken"]:
-    """Whether JSON text is complete, ends inside a string, or is broken otherwise."""
-    try:
-        json.loads(body, strict=False)
-    except json.JSONDecodeError as error:
-        return "in_string" if error.msg.startswith("Unterminated string") else "broken"
-    except RecursionError:
-        return "broken"
-    return "whole"

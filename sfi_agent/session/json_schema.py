@@ -1,17 +1,29 @@
 """Checking call arguments against a tool's schema, with messages a model can act on.
 
 The part of JSON schema that tool descriptions use: type (one or several), nullable, enum, const,
-anyOf and oneOf, items and prefixItems, properties, required, additionalProperties. Other keywords
+anyOf, oneOf and allOf, items and prefixItems, properties, required, additionalProperties, limits of
+numbers, texts and lists, pattern, and references to definitions of the same schema. Other keywords
 are not checked; the tool's own code sees the value.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "show_value"]
+
+_DEFINITIONS = ("$defs", "definitions")
+_NUMBER_LIMITS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+    ("minimum", "be at least", operator.ge),
+    ("maximum", "be at most", operator.le),
+    ("exclusiveMinimum", "be greater than", operator.gt),
+    ("exclusiveMaximum", "be less than", operator.lt),
+    ("multipleOf", "be a multiple of", lambda value, limit: limit != 0 and value % limit == 0),
+)
 
 
 def check_arguments(
@@ -23,26 +35,71 @@ def check_arguments(
     it allows them explicitly. Whole numbers written as floats become integers where an integer is
     asked for.
     """
-    schema = {"additionalProperties": False, **parameters}
-    problems = tuple(_problems(dict(arguments), schema, ""))
+    schema = {"additionalProperties": False, **_without_references(parameters)}
+    try:
+        problems = tuple(_problems(dict(arguments), schema, ""))
+        ready = {} if problems else _convert(dict(arguments), schema)
+    except RecursionError:
+        return {}, ("The arguments are nested too deeply.",)
     if problems:
         return {}, problems
-    ready = _convert(dict(arguments), schema)
     assert isinstance(ready, dict)
     return ready, ()
+
+
+def show_value(value: Any) -> str:
+    """A value for a message, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _without_references(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema with what its local references point to in their place: the same objects, so that
+    definitions may hold each other and themselves."""
+    definitions = {
+        f"#/{place}/{name}": definition
+        for place in _DEFINITIONS
+        for name, definition in (parameters.get(place) or {}).items()
+    }
+    if not definitions:
+        return parameters
+    places: dict[str, dict[str, Any]] = {target: {} for target in definitions}
+
+    def replaced(part: Any) -> Any:
+        if isinstance(part, list):
+            return [replaced(item) for item in part]
+        if not isinstance(part, Mapping):
+            return part
+        rest = {
+            name: replaced(item)
+            for name, item in part.items()
+            if name != "$ref" and name not in _DEFINITIONS
+        }
+        place = places.get(str(part.get("$ref")))
+        return rest if place is None else {**rest, "allOf": [place, *rest.get("allOf", ())]}
+
+    for target, definition in definitions.items():
+        places[target].update(replaced(definition))
+    whole = replaced(parameters)
+    assert isinstance(whole, dict)
+    return whole
 
 
 def _problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices and not any(not list(_problems(value, choice, path)) for choice in choices):
         kinds = " or ".join(_kind(choice) for choice in choices)
-        yield f"{_name(path)} must be {kinds}, not {_shown(value)}."
+        yield f"{_name(path)} must be {kinds}, not {show_value(value)}."
         return
     allowed = _types(schema)
     if allowed and not any(_is_type(value, name) for name in allowed):
-        yield f"{_name(path)} must be of type {' or '.join(allowed)}, not {_shown(value)}."
+        yield f"{_name(path)} must be of type {' or '.join(allowed)}, not {show_value(value)}."
         return
+    for part in schema.get("allOf") or ():
+        yield from _problems(value, part, path)
     yield from _enum_problems(value, schema, path)
+    for limit in _limits(value, schema):
+        yield f"{_name(path)} must {limit}, not {show_value(value)}."
     if isinstance(value, dict):
         yield from _object_problems(value, schema, path)
     elif isinstance(value, list):
@@ -53,10 +110,42 @@ def _problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]
 def _enum_problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
     nullable = value is None and schema.get("nullable")
     if "enum" in schema and value not in schema["enum"] and not nullable:
-        choices = ", ".join(_shown(item) for item in schema["enum"])
-        yield f"{_name(path)} must be one of {choices}, not {_shown(value)}."
+        choices = ", ".join(show_value(item) for item in schema["enum"])
+        yield f"{_name(path)} must be one of {choices}, not {show_value(value)}."
     if "const" in schema and value != schema["const"]:
-        yield f"{_name(path)} must be {_shown(schema['const'])}, not {_shown(value)}."
+        yield f"{_name(path)} must be {show_value(schema['const'])}, not {show_value(value)}."
+
+
+def _limits(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
+    """The limits that a number, text or list does not keep."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, (int, float)):
+        for keyword, words, kept in _NUMBER_LIMITS:
+            limit: Any = schema.get(keyword)
+            if _is_type(limit, "number") and not kept(value, limit):
+                yield f"{words} {limit}"
+    elif isinstance(value, (str, list)):
+        unit, more = ("characters", "Length") if isinstance(value, str) else ("items", "Items")
+        least, most = schema.get(f"min{more}", 0), schema.get(f"max{more}", len(value))
+        if not least <= len(value) <= most:
+            yield (
+                f"have {least} to {most} {unit}"
+                if f"max{more}" in schema
+                else (f"have at least {least} {unit}")
+            )
+    if isinstance(value, str) and not _matches(value, schema.get("pattern")):
+        yield f"match the pattern {schema['pattern']}"
+    if isinstance(value, list) and schema.get("uniqueItems"):
+        if any(item in value[:index] for index, item in enumerate(value)):
+            yield "have no item twice"
+
+
+def _matches(text: str, pattern: Any) -> bool:
+    try:
+        return not isinstance(pattern, str) or re.search(pattern, text) is not None
+    except re.error:
+        return True  # A pattern of another dialect: the tool's own code sees the text.
 
 
 def _object_problems(value: dict[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -77,6 +166,8 @@ def _object_problems(value: dict[str, Any], schema: Mapping[str, Any], path: str
 
 
 def _convert(value: Any, schema: Mapping[str, Any]) -> Any:
+    for part in schema.get("allOf") or ():
+        value = _convert(value, part)
     for choice in schema.get("anyOf") or schema.get("oneOf") or ():
         if not list(_problems(value, choice, "")):
             return _convert(value, choice)
@@ -124,13 +215,9 @@ def _kind(schema: Mapping[str, Any]) -> str:
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:
         return " or ".join(_kind(choice) for choice in choices)
-    return " or ".join(_types(schema)) or "any value"
+    parts = [part for part in schema.get("allOf") or () if _types(part)]
+    return " or ".join(_types(schema) or (_types(parts[0]) if parts else ())) or "any value"
 
 
 def _name(path: str) -> str:
     return f"Argument {path}" if path else "The arguments"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -15,13 +15,13 @@ class OutputPiece:
     """A part of the output.
 
     Attributes:
-        kind: "text" and "reasoning" carry more of their text; "reasoning_end" closes a block of
-            reasoning; "call" carries one call.
+        kind: "text" and "reasoning" carry more of their text; "reasoning_end" and "text_end" close
+            a block of theirs; "call" carries one call.
         text: For "text" and "reasoning".
         call: For "call".
     """
 
-    kind: Literal["text", "reasoning", "reasoning_end", "call"]
+    kind: Literal["text", "reasoning", "reasoning_end", "text_end", "call"]
     text: str = ""
     call: RawCall | None = None
 
@@ -34,12 +34,21 @@ class OutputSplitter(Protocol):
         """Whether what comes next belongs to the reasoning."""
         ...
 
+    @property
+    def in_call(self) -> bool:
+        """Whether what comes next belongs to a call, or to what may turn out to be one."""
+        ...
+
     def feed(self, text: str) -> list[OutputPiece]:
         """Take more raw text and return what is certain now."""
         ...
 
     def finish(self) -> list[OutputPiece]:
         """The output is over: return the rest. Not to be fed afterwards."""
+        ...
+
+    def copy(self) -> OutputSplitter:
+        """An independent one with the same past."""
         ...
 
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sfi_agent.session.call_styles import CallFormat, CallStyle, call_style
+from sfi_agent.session.channel_splitter import CHANNEL_TAGS, ChannelSplitter
+from sfi_agent.session.chat_template import ChatTemplate
 from sfi_agent.session.events import ReasoningDelta, TextDelta, ToolCall
-from sfi_agent.session.family_splitter import FamilySplitter, family_tags
+from sfi_agent.session.family_splitter import FamilySplitter
 from sfi_agent.session.output_pieces import OutputPiece, OutputSplitter
+from sfi_agent.session.reasoning_tags import reasoning_tags
 from sfi_agent.session.template_splitter import TemplateSplitter, response_template_text
 from sfi_agent.session.text_stream import TextStream
-from sfi_agent.session.tool_calls import RawCall, detect_call_format
+from sfi_agent.session.tool_calls import RawCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,17 +83,38 @@ class OutputFormat:
         self._source = template_source
         self._schemas = tuple(tool_schemas)
         response_text = response_template_text(tokenizer)
-        call_format = detect_call_format(template_source) if tool_schemas else "none"
-        self._call_format = call_format
-        self.name = call_format if response_text is None else "response_template"
+        can_render = bool(template_source and tool_schemas)
+        renderer = partial(ChatTemplate, tokenizer, tool_schemas) if can_render else None
+        shown, style = call_style(template_source, renderer)
+        self._has_channels = shown in ("harmony", "recipients")
+        self._call_format = shown if tool_schemas else "none"
+        self._style = style if tool_schemas else CallStyle()
+        self._reasoning = reasoning_tags(template_source)
+        self.name = self._call_format if response_text is None else "response_template"
         self._strips_text = response_text is not None and _strips_content(tokenizer)
-        markup = response_text or "\n".join(family_tags(template_source, call_format))
+        tags = (*self._style.tags, *self._reasoning, *(CHANNEL_TAGS if self._has_channels else ()))
+        markup = "\n".join(tags) if response_text is None else response_text
         hidden = {
             index
             for index, token in tokenizer.added_tokens_decoder.items()
             if token.special and token.content not in markup
         }
         self.hidden_ids = frozenset(hidden | stop_ids)
+
+    @property
+    def template_source(self) -> str:
+        """Source of the chat template."""
+        return self._source
+
+    @property
+    def call_format(self) -> CallFormat:
+        """The call format that the chat template shows, whoever reads it."""
+        return self._call_format
+
+    @property
+    def call_style(self) -> CallStyle:
+        """Where calls stand in that format."""
+        return self._style
 
     def reader(self, prompt_text: str = "", first_call_number: int = 0) -> OutputReader:
         """A reader for one turn.
@@ -98,23 +124,34 @@ class OutputFormat:
                 after it suffice): templates may begin the model's message themselves.
             first_call_number: Calls this session has seen; ids go on from there.
         """
-        splitter: OutputSplitter
-        if self.name == "response_template":
-            splitter = TemplateSplitter(
-                self._tokenizer, prompt_text=prompt_text, schemas=self._schemas
-            )
-        else:
-            splitter = FamilySplitter(
-                self._call_format,
-                template_source=self._source,
-                prompt_text=prompt_text,
-                schemas={
-                    schema["function"]["name"]: schema["function"].get("parameters", {})
-                    for schema in self._schemas
-                },
-            )
         return OutputReader(
-            splitter, self.hidden_ids, first_call_number, strip_text=self._strips_text
+            self.splitter(prompt_text),
+            self.hidden_ids,
+            first_call_number,
+            strip_text=self._strips_text,
+        )
+
+    def splitter(self, prompt_text: str) -> OutputSplitter:
+        """Finds the parts of one turn's text; `prompt_text` as in `reader`."""
+        if self.name == "response_template":
+            return TemplateSplitter(self._tokenizer, prompt_text=prompt_text, schemas=self._schemas)
+        schemas = {
+            schema["function"]["name"]: schema["function"].get("parameters", {})
+            for schema in self._schemas
+        }
+        if self._has_channels:
+            return ChannelSplitter(
+                self._style if self._call_format == "recipients" else None,
+                reads_calls=self._call_format != "none",
+                prompt_text=prompt_text,
+                schemas=schemas,
+            )
+        return FamilySplitter(
+            self._style,
+            self._reasoning,
+            bare_json=self._call_format == "llama",
+            prompt_text=prompt_text,
+            schemas=schemas,
         )
 
 
@@ -181,6 +218,8 @@ class OutputReader:
                 events.append(ReasoningDelta(text))
             elif piece.kind == "reasoning_end":
                 self._reasoning.interrupt()
+                self._text.interrupt()
+            elif piece.kind == "text_end":
                 self._text.interrupt()
             elif piece.call is not None:
                 self._text.interrupt()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sfi_agent.engine.decoding_state import DecodeLimits
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.arguments import at_least, integers
+from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.chat import Chat
+from sfi_agent.session.driving import decode_here
 from sfi_agent.session.token_core import TokenCore
 
 __all__ = ["RawDecoding"]
@@ -28,7 +29,7 @@ class RawDecoding:
 
     core: TokenCore
     chat: Chat | None
-    cancelled: threading.Event
+    cancelled: Cancellation
     records: list[StepRecord] = field(default_factory=list)
 
     def limits(
@@ -48,7 +49,7 @@ class RawDecoding:
             if limits.max_new_tokens == 0:
                 self.core.prefill()
             else:
-                self.records.extend(self.core.steps(limits))
+                decode_here(self.core.runner, self.core.moves(limits, self.records))
         finally:
             self.tell_chat(appended)
         return self.records

@@ -10,8 +10,9 @@ from sfi_agent.errors import InputError, explain
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.events import ToolCall
 
-__all__ = ["FinishReason", "Reply", "ReuseLostReason", "Usage", "sum_replies"]
+__all__ = ["CancelledBy", "FinishReason", "Reply", "ReuseLostReason", "Usage", "sum_replies"]
 
+CancelledBy = Literal["caller", "timeout"]
 FinishReason = Literal["stop", "length", "tool_calls", "max_turns", "cancelled"]
 ReuseLostReason = Literal[
     "template_rewrote_history",
@@ -93,8 +94,10 @@ class Reply:
         reasoning: The model's reasoning; "" where it wrote none.
         usage: Tokens, summed over the turns of a run.
         finish_reason: "stop" the model ended its turn; "length" the token limit did; "tool_calls"
-            it asks for tools; "max_turns" a run hit its turn limit; "cancelled" someone stopped it.
+            it asks for tools; "max_turns" a run hit its turn limit; "cancelled" it was stopped.
         steps: One record per generated token of the answer, over all turns of a run.
+        cancelled_by: What stopped it: "caller" somebody did, "timeout" its time was over; None
+            where nothing did.
     """
 
     text: str
@@ -103,9 +106,12 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     finish_reason: FinishReason = "stop"
     steps: tuple[StepRecord, ...] = ()
+    cancelled_by: CancelledBy | None = None
 
     def __repr__(self) -> str:
         parts = [repr(_shorten(self.text)), f"finish_reason={self.finish_reason!r}"]
+        if self.cancelled_by:
+            parts.append(f"cancelled_by={self.cancelled_by!r}")
         if self.tool_calls:
             names = ", ".join(call.name or "(malformed)" for call in self.tool_calls)
             parts.append(f"tool_calls=[{names}]")
@@ -122,8 +128,15 @@ class Reply:
 
 
 def sum_replies(replies: Iterable[Reply]) -> Reply:
-    """The last reply, with the usage and the steps of all."""
+    """The last reply, with the usage and the steps of all.
+
+    Where a run ended between a turn's calls and the next turn, text and calls are those of that
+    turn.
+    """
     *earlier, last = replies
+    if earlier and last == Reply("", finish_reason="cancelled", cancelled_by=last.cancelled_by):
+        before = earlier.pop()
+        last = replace(before, finish_reason="cancelled", cancelled_by=last.cancelled_by)
     usage, steps = last.usage, last.steps
     for reply in reversed(earlier):
         usage, steps = reply.usage + usage, reply.steps + steps

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from sfi_agent.errors import TemplateError
+from sfi_agent.session.chat_template import (
+    ChatTemplate,
+    Message,
+    RenderFailure,
+    probe_text,
+    probe_tool,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 __all__ = ["stop_ids"]
-
-_MARKER = "sfianswersfi"
 
 
 def stop_ids(
@@ -18,9 +25,10 @@ def stop_ids(
 ) -> frozenset[int]:
     """Ids after which a chat turn is over.
 
-    These are the end-of-sequence ids of the generation configuration and of the tokenizer, and
-    the token with which the chat template itself closes an assistant message, if that is a single
-    special token (such as `<|im_end|>`, `<|eot_id|>` or `<end_of_turn>`).
+    These are the end-of-sequence ids of the generation configuration and of the tokenizer, and the
+    special tokens with which the chat template itself ends an assistant's turn: behind a text
+    (such as `<|im_end|>`, `<|eot_id|>` or `<end_of_turn>`), behind tool calls (`<|call|>`), and, in
+    templates that write nothing there, the tokens that begin the next message (`<|observation|>`).
 
     Args:
         tokenizer: With or without a chat template.
@@ -28,8 +36,9 @@ def stop_ids(
     """
     found = set(_as_ids(getattr(generation_config, "eos_token_id", None)))
     found.update(_as_ids(tokenizer.eos_token_id))
-    close = _template_close(tokenizer)
-    return frozenset(found if close is None else found | {close})
+    if getattr(tokenizer, "chat_template", None):
+        found.update(_template_stops(tokenizer))
+    return frozenset(found)
 
 
 def _as_ids(value: Any) -> Iterable[int]:
@@ -38,23 +47,64 @@ def _as_ids(value: Any) -> Iterable[int]:
     return (int(value),) if isinstance(value, int) else (int(item) for item in value)
 
 
-def _template_close(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARKER}]
+def _template_stops(tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception:
-        # A template is a program from outside and may raise anything. What it cannot render is
-        # reported where it is asked for; here it only has nothing to add.
+        template = ChatTemplate(tokenizer, [probe_tool("probe")])
+    except TemplateError:
+        # What a template cannot do is reported where it is asked for; here it has nothing to add.
+        return
+    tokens = template.control_tokens
+    for text in (_close_of_text(template), _close_of_calls(template)):
+        if text in tokens.special_texts:
+            yield tokens.ids[text]
+
+
+def _close_of_text(template: ChatTemplate) -> str | None:
+    """The token behind an answer, or else the one that the next message begins with."""
+    marker, user = probe_text(), {"role": "user", "content": "u"}
+    answered = [user, {"role": "assistant", "content": marker}]
+    tail = _behind(template, marker, answered)
+    if tail == "":
+        tail = _behind(template, marker, [*answered, user])
+    return template.control_tokens.first(tail or "")
+
+
+def _close_of_calls(template: ChatTemplate) -> str | None:
+    """The token behind all calls of a turn, or else the one that their results begin with."""
+    markers = [probe_text()] if template.form.one_call_per_turn else [probe_text(), probe_text()]
+    calls = [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": "probe", "arguments": {"text": marker}},
+        }
+        for number, marker in enumerate(markers)
+    ]
+    chat: list[Message] = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+    ]
+    results: list[Message] = [
+        {"role": "tool", "name": "probe", "tool_call_id": call["id"], "content": "r"}
+        for call in calls
+    ]
+    tail = _behind(template, markers[-1], chat)
+    if tail is None:
         return None
-    assert isinstance(text, str)
-    special = {
-        token.content: index
-        for index, token in tokenizer.added_tokens_decoder.items()
-        if token.special
-    }
-    _, found, tail = text.rpartition(_MARKER)
-    tail = tail.lstrip()
-    matches = [content for content in special if found and tail.startswith(content)]
-    return special[max(matches, key=len)] if matches else None
+    last = next((text for text in template.control_tokens.special_texts if tail.endswith(text)), "")
+    if last:
+        # A token that ends each call ends no turn.
+        turn = _behind(template, markers[0], chat) or ""
+        return last if turn.count(last) == 1 else None
+    longer = _behind(template, markers[-1], [*chat, *results]) or ""
+    return template.control_tokens.first(longer.removeprefix(tail).lstrip())
+
+
+def _behind(template: ChatTemplate, marker: str, chat: Sequence[Message]) -> str | None:
+    """What is rendered behind the marker, without white space around; None if it is not shown."""
+    try:
+        text = template.render(chat, generation_prompt=False)
+    except RenderFailure:
+        return None
+    _, found, tail = text.rpartition(marker)
+    return tail.strip() if found else None

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import TemplateError
+from sfi_agent.session.call_styles import CallFormat, call_style
 from sfi_agent.session.chat_delta import ChatDelta, DeltaRefused
 from sfi_agent.session.chat_template import ChatTemplate, RenderFailure, probe_tool
+from sfi_agent.session.dropped_reasoning import dropped_reasoning
 from sfi_agent.session.events import ToolCall
 from sfi_agent.session.stop_ids import stop_ids
-from sfi_agent.session.tool_calls import CallFormat, detect_call_format
+from sfi_agent.session.template_turns import TurnContinuation, turn_continuations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +37,9 @@ class TemplateReport:
         continues_tool_turns: The same for tool results; False where tools do not work.
         call_format: How calls are written, by the template.
         problems: One sentence for everything that does not work.
+        continuations: How each kind of turn continues, tried on a small conversation.
+        drops_reasoning: The reasoning of an answer is left out when the user speaks again: what
+            `history.reasoning` "template" follows. Neither value is better.
     """
 
     system: bool
@@ -46,6 +51,8 @@ class TemplateReport:
     continues_tool_turns: bool
     call_format: CallFormat
     problems: tuple[str, ...]
+    continuations: tuple[TurnContinuation, ...] = ()
+    drops_reasoning: bool = False
 
     def __str__(self) -> str:
         rows = [
@@ -58,6 +65,8 @@ class TemplateReport:
             ("tool results appended without re-rendering", self.continues_tool_turns),
         ]
         lines = [f"{name}: {'yes' if works else 'no'}" for name, works in rows]
+        lines.append(f"earlier reasoning: {'left out' if self.drops_reasoning else 'kept'}")
+        lines += [str(continuation) for continuation in self.continuations]
         return "\n".join([*lines, f"tool-call format: {self.call_format}", *self.problems])
 
 
@@ -94,9 +103,20 @@ def check_template(
         continues_user_turns=_continues(ChatDelta(plain, stops), [user], [], problems),
         continues_tool_turns=tools
         and _continues(ChatDelta(with_tools, stops), [result], [call], problems),
-        call_format=detect_call_format(with_tools.source),
+        call_format=call_style(with_tools.source, lambda: with_tools)[0],
         problems=tuple(problems),
+        continuations=turn_continuations(plain, with_tools, stops),
+        drops_reasoning=_drops_reasoning(plain),
     )
+
+
+def _drops_reasoning(template: ChatTemplate) -> bool:
+    user = {"role": "user", "content": "u"}
+    thoughtful = {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    try:
+        return bool(dropped_reasoning(template, [user, thoughtful, user]))
+    except TemplateError:
+        return False
 
 
 def _passes(require: Callable[[], None], problems: list[str]) -> bool:
@@ -115,7 +135,7 @@ def _continues(
     problems: list[str],
 ) -> bool:
     try:
-        delta.delta(messages, calls, _NO_STOP)
+        delta.delta(messages, calls, [_NO_STOP])
     except DeltaRefused as refusal:
         kind = messages[0]["role"]
         problems.append(f"A {kind} turn cannot be appended: {refusal.requirement}: {refusal}.")

@@ -7,6 +7,7 @@ template's own rules, so that one broken call costs nothing but itself.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ _CALLS_FIELD = "tool_calls"
 _BODY = "sfi_body"
 # A character that no output contains; transformers' templates use \x01 and \x02 themselves.
 _END = "\x00"
+_LONGEST_DELIMITER = 128
 
 
 def response_template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -72,6 +74,8 @@ class TemplateSplitter:
                     remedy="Correct tokenizer.response_template, or set it to None",
                 )
             ) from error
+        self._delimiters = _delimiters_at_end(self._template["fields"].get(_CALLS_FIELD, {}))
+        self._tail = ""
         self._field: str | None = None
         for event in self._parser.initial_events:
             self._note(event)
@@ -80,8 +84,29 @@ class TemplateSplitter:
     def in_reasoning(self) -> bool:
         return self._field in _REASONING_FIELDS
 
+    @property
+    def in_call(self) -> bool:
+        """See `OutputSplitter`.
+
+        The parser waits for one more character where a delimiter might go on, so at the end of one
+        a copy is asked.
+        """
+        if not any(pattern.search(self._tail) for pattern in self._delimiters):
+            return self._field == _CALLS_FIELD
+        twin = self.copy()
+        for event in twin._parser.feed(_END):
+            twin._note(event)
+        return twin._field == _CALLS_FIELD
+
+    def copy(self) -> TemplateSplitter:
+        """See `OutputSplitter`."""
+        twin = copy.copy(self)
+        twin._parser = copy.deepcopy(self._parser)
+        return twin
+
     def feed(self, text: str) -> list[OutputPiece]:
         """See `OutputSplitter`."""
+        self._tail = (self._tail + text)[-_LONGEST_DELIMITER:]
         return self._pieces(self._parser.feed(text.replace(_END, "")), closed=True)
 
     def finish(self) -> list[OutputPiece]:
@@ -136,6 +161,17 @@ class TemplateSplitter:
             return [unreadable_call(raw_text, problem, captured.get("name", ""))]
         found = [call for item in value or [] for call in calls_in_value(item, raw_text)]
         return found or [unreadable_call(raw_text, "it is empty", captured.get("name", ""))]
+
+
+def _delimiters_at_end(spec: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    """One of them is found in text that ends where a call may begin or end."""
+    given = [re.escape(spec[key]) for key in ("open", "close") if spec.get(key)]
+    given += [spec[key] for key in ("open_pattern", "close_pattern") if spec.get(key)]
+    try:
+        return [re.compile(rf"(?:{pattern})\Z") for pattern in given]
+    except re.error:
+        # transformers reads patterns with a module that knows more; then any text may be one.
+        return [re.compile(r"\Z")]
 
 
 def _last_line(error: Exception) -> str:

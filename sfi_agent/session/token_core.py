@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
@@ -14,16 +14,21 @@ from sfi_agent.engine.decoder import DecodeMoves, Decoder
 from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSettings
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.memory import MemoryLayout
+from sfi_agent.engine.parked_buffers import Place
 from sfi_agent.engine.requests import StepOutcome
+from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
+from sfi_agent.engine.token_watch import TokenWatch
 from sfi_agent.errors import NothingPendingError, SessionStateError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.plugins import build_detector, build_selector
+from sfi_agent.session.ownership import Ownership
 from sfi_agent.session.piece_source import TokenizerPieces
 from sfi_agent.session.stats import SessionStats
+from sfi_agent.session.store.lineage import Lineage
 from sfi_agent.session.token_checks import check_pending, check_room, checked_ids
 
 if TYPE_CHECKING:
@@ -44,6 +49,13 @@ class TokenCore:
     Args:
         engine: Model, tokenizer and runner.
         config: The policy.
+
+    Attributes:
+        lineage: Where the session was saved or loaded, and how much of that still holds.
+        make_watch: Makes the watch of a decoding from the trace; None where nobody watches.
+        owner: Who works on the session.
+        parked: Where the history is while the session is parked (see `ParkingLot`); None otherwise.
+        last_used: When work on the session last began, in seconds of the monotonic clock.
     """
 
     def __init__(self, engine: Engine, config: SessionConfig) -> None:
@@ -52,6 +64,11 @@ class TokenCore:
         self.config = config
         self.trace: list[StepRecord] = []
         self.status: Literal["new", "open", "closed"] = "new"
+        self.lineage = Lineage()
+        self.owner = Ownership()
+        self.parked: Place | None = None
+        self.last_used = 0.0
+        self.make_watch: Callable[[Sequence[StepRecord]], TokenWatch] | None = None
         self._decoder = self._make_decoder()
         self._state: DecodingState | None = None
         self._release: weakref.finalize[[PreTrainedModel], TokenCore] | None = None
@@ -59,6 +76,16 @@ class TokenCore:
     @property
     def ids(self) -> list[int]:
         return self._state.ids if self._state is not None else []
+
+    @property
+    def sequence(self) -> SequenceState | None:
+        """Keys and values, wherever they are; None unless the session is open."""
+        return self._state.sequence if self._state is not None else None
+
+    @property
+    def runner(self) -> Runner:
+        """Executes what the decodings ask for."""
+        return self._decoder.runner
 
     @property
     def processed_tokens(self) -> int:
@@ -86,6 +113,7 @@ class TokenCore:
             self._release.atexit = False
             self._state = DecodingState([], self._new_sequence())
             self.status = "open"
+            self.engine.parking.register(self)
 
     def close(self) -> None:
         """Free the history and give the model's attention back; closing twice is fine."""
@@ -116,6 +144,7 @@ class TokenCore:
         state = self._opened()
         kept = len(state.ids) if kept_tokens is None else kept_tokens
         checked = self.check(ids, room_tokens, kept)
+        self.engine.parking.begin(self)
         if kept < len(state.ids):
             self.forget(kept)
         state.ids.extend(checked)
@@ -135,18 +164,19 @@ class TokenCore:
     def forget(self, kept_tokens: int) -> None:
         """Keep the first ids with all of their history, and their records."""
         self._opened().keep(kept_tokens)
+        self.lineage.note_cut(kept_tokens)
         while self.trace and self.trace[-1].position >= kept_tokens:
             self.trace.pop()
 
     def steps(self, limits: DecodeLimits) -> Iterator[StepRecord]:
         """Decode until a limit; every record is in the trace when it is yielded."""
-        for record in self._decoder.decode(self._opened(), limits):
+        for record in self._decoder.decode(self._opened(), self._watched(limits)):
             self._note(record)
             yield record
 
     def moves(self, limits: DecodeLimits, records: list[StepRecord]) -> DecodeMoves:
         """The same decoding for a batch: see `Decoder.moves`; `records` is filled on the way."""
-        moves = self._decoder.moves(self._opened(), limits)
+        moves = self._decoder.moves(self._opened(), self._watched(limits))
         outcome: StepOutcome | None = None
         try:
             while True:
@@ -159,6 +189,11 @@ class TokenCore:
             return
         finally:
             moves.close()
+
+    def _watched(self, limits: DecodeLimits) -> DecodeLimits:
+        if self.make_watch is None:
+            return limits
+        return replace(limits, watch=self.make_watch(self.trace))
 
     def _note(self, record: StepRecord) -> None:
         self.trace.append(record)
@@ -179,9 +214,16 @@ class TokenCore:
 
     def prefill(self) -> None:
         """Process all ids but the last, which stays pending."""
-        state = self._opened()
-        if len(state.unprocessed) > 1:
-            self.engine.runner.process(state.sequence, state.unprocessed[:-1])
+        self._process(self._opened().unprocessed[:-1])
+
+    def prefill_ahead(self) -> None:
+        """Process what forks would otherwise process each for themselves, and leave their decodings
+        what they need to begin as if nothing had been: the tokens whose queries are evidence."""
+        state, rows = self._opened(), self.config.refresh.prefill_evidence_queries
+        ahead = len(state.unprocessed) - (rows if self.config.mode == "slow_fast" else 1)
+        if ahead > 0:
+            self._process(state.unprocessed[:ahead])
+            state.processed_ahead = ahead
 
     def next_logits(self) -> Tensor:
         """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
@@ -201,6 +243,7 @@ class TokenCore:
         state = self._opened()
         self.forget(tokens)
         state.sequence.cut(min(state.sequence.processed_tokens, max(0, tokens - 1)))
+        self.lineage.note_cut(max(0, tokens - 1))
 
     def fork(self, config: SessionConfig) -> TokenCore:
         """An open core over the same ids; the history is shared, not copied."""
@@ -210,8 +253,10 @@ class TokenCore:
         assert child._state is not None
         child._state.ids.extend(state.ids)
         child._state.prompt_start = state.prompt_start
+        child._state.processed_ahead = state.processed_ahead
         state.sequence.share_history_with(child._state.sequence)
         child.trace = list(self.trace)
+        child.lineage = self.lineage.copy()
         return child
 
     def stats(self) -> SessionStats:
@@ -224,9 +269,28 @@ class TokenCore:
             memory_bytes=sequence.memory_bytes if sequence else 0,
         )
 
+    def renew_sequence(self) -> None:
+        """Put the history into a fresh state, without memories and unknown to captured steps."""
+        state = self._opened()
+        fresh = self._new_sequence()
+        state.sequence.move_history_to(fresh)
+        state.sequence = fresh
+
+    def _process(self, ids: Sequence[int]) -> None:
+        state, size = self._opened(), self.runner.prefill_chunk_tokens
+        for start in range(0, len(ids), size):
+            # Chunk by chunk: other sessions take their steps in between.
+            self.runner.process(state.sequence, ids[start : start + size])
+
+    def state(self) -> DecodingState:
+        """Ids, keys and values as they are between decodings, for those who save and load."""
+        return self._opened()
+
     def _opened(self) -> DecodingState:
         self.open()
         assert self._state is not None
+        if self.parked is not None:
+            self.engine.parking.begin(self)
         return self._state
 
     def _new_sequence(self) -> SequenceState:
@@ -236,11 +300,13 @@ class TokenCore:
             layout = MemoryLayout(
                 memory.sink_tokens, memory.selected_tokens, memory.recent_tokens, shape.device
             )
+        history = self.config.history
         return SequenceState(
             shape.windows,
             layout,
             frozenset(memory.dense_layers),
-            self.config.history.reserve_tokens,
+            history.reserve_tokens,
+            self.engine.runner.host.store if history.device == "cpu" else None,
         )
 
     def _make_decoder(self) -> Decoder:

@@ -1,53 +1,53 @@
-"""Tools of a session: plain functions the model may call, their schemas, and running them."""
+"""The tools of a session: what the model may call, and what a call and its result look like."""
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import inspect
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from sfi_agent.errors import ToolDefinitionError, explain
+from sfi_agent.errors import InputError, ToolDefinitionError, explain
 from sfi_agent.session.events import ToolCall, ToolResult
 from sfi_agent.session.json_schema import check_arguments
+from sfi_agent.session.tool_schema import Tool, ToolEntry, describe_tool
+from sfi_agent.session.worker_loop import wait_elsewhere
 
-__all__ = ["Tool", "ToolSet"]
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-_EXAMPLE = (
-    'Write it like this: def search(query: str, limit: int = 5) -> str: """Search the notes.'
-    ' Args: query: What to look for. limit: How many notes to return.""" with \'Args:\' and each'
-    " argument on lines of their own"
-)
+__all__ = ["PreparedCall", "Tool", "ToolSet", "failed_call"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
-    """A tool whose description is given instead of read from the function.
+class PreparedCall:
+    """A call that can be run.
 
     Attributes:
-        function: What runs; it gets the arguments by name.
-        name: What the model calls it; None takes the function's name.
-        description: What it does, for the model; None takes the docstring's.
-        parameters: JSON schema of the arguments (`{"type": "object", "properties": ...}`); None
-            reads it from type hints and docstring.
+        call: What the model wrote.
+        tool: What runs.
+        arguments: By name, checked against the schema.
     """
 
-    function: Callable[..., Any]
-    name: str | None = None
-    description: str | None = None
-    parameters: Mapping[str, Any] | None = None
+    call: ToolCall
+    tool: Tool
+    arguments: Mapping[str, Any]
 
+    def start(self) -> ToolResult | Awaitable[Any]:
+        """Call the function; what it gives back may have to be awaited first."""
+        value = self.tool.function(**self.arguments)
+        return value if inspect.isawaitable(value) else self.gave(value)
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    name: str
-    function: Callable[..., Any]
-    schema: dict[str, Any]
+    def gave(self, value: Any) -> ToolResult:
+        """The result for a value that the function gave."""
+        try:
+            return ToolResult(self.call.id, self.call.name, _as_text(value))
+        except Exception as error:
+            return self.raised(error)
+
+    def raised(self, error: BaseException) -> ToolResult:
+        """The result for an exception: whatever a tool raises belongs to the conversation."""
+        return failed_call(self.call, f"{self.call.name} failed: {_described(error)}")
 
 
 class ToolSet:
@@ -56,18 +56,21 @@ class ToolSet:
     The order and text of the schemas are part of every prompt, hence never change.
 
     Args:
-        tools: Functions with type hints and a Google-style docstring, bound methods,
-            `functools.partial`s of such functions (bound arguments are not shown to the model),
-            or `Tool`s.
+        tools: Functions, sync or async, with type hints and a Google-style docstring, bound
+            methods, `functools.partial`s of such functions (bound arguments are not shown to the
+            model), or `Tool`s.
+
+    Attributes:
+        can_run: Whether there are functions behind the schemas, see `of_schemas`.
 
     Raises:
         ToolDefinitionError: A tool cannot be described or called, or a name is taken twice.
     """
 
     def __init__(self, tools: Sequence[Callable[..., Any] | Tool] = ()) -> None:
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, ToolEntry] = {}
         for given in tools:
-            entry = _describe(given if isinstance(given, Tool) else Tool(given))
+            entry = describe_tool(given if isinstance(given, Tool) else Tool(given))
             if entry.name in entries:
                 raise ToolDefinitionError(
                     explain(
@@ -79,6 +82,34 @@ class ToolSet:
                 )
             entries[entry.name] = entry
         self._entries = {name: entries[name] for name in sorted(entries)}
+        self.can_run = True
+
+    @classmethod
+    def of_schemas(cls, schemas: Sequence[dict[str, Any]]) -> ToolSet:
+        """Tools of which only the schemas are known: models can be shown them, nobody can run
+        them, and `can_run` is false unless there are none."""
+        made = cls()
+        for schema in schemas:
+            name = schema["function"]["name"]
+            made._entries[name] = ToolEntry(name, Tool(_unknown_function, name), deepcopy(schema))
+        made.can_run = not schemas
+        return made
+
+    def require_functions(self, action: str) -> None:
+        """Refuse to run tools of which only the schemas are known.
+
+        Raises:
+            InputError: There are no functions.
+        """
+        if not self.can_run:
+            raise InputError(
+                explain(
+                    f"called session.{action}() on a session loaded without its tools",
+                    got=f"schemas of {', '.join(self.names)}, and no functions",
+                    remedy="pass tools=[...] to engine.load_session, or call session.send and run "
+                    "the calls yourself",
+                )
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,36 +132,52 @@ class ToolSet:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def run(self, call: ToolCall) -> ToolResult:
-        """Run one call. What goes wrong is a result the model can act on, never an exception.
-
-        The exceptions are those that are not errors of the tool: KeyboardInterrupt, SystemExit.
-        """
+    def prepare(self, call: ToolCall) -> PreparedCall | ToolResult:
+        """The call, ready to run, or the result that says why it cannot be run."""
         if call.error is not None:
-            return _failed(call, f"The tool call could not be read: {call.error}")
+            return failed_call(call, f"The tool call could not be read: {call.error}")
         entry = self._entries.get(call.name)
         if entry is None:
             known = ", ".join(self.names) or "none, this conversation has no tools"
-            return _failed(call, f"There is no tool {call.name!r}. Known tools: {known}.")
+            return failed_call(call, f"There is no tool {call.name!r}. Known tools: {known}.")
         arguments, problems = check_arguments(
             call.arguments, entry.schema["function"]["parameters"]
         )
         if problems:
-            return _failed(call, f"{entry.name} was not run. {' '.join(problems)}")
+            return failed_call(call, f"{entry.name} was not run. {' '.join(problems)}")
+        return PreparedCall(call, entry.tool, arguments)
+
+    def run(self, call: ToolCall) -> ToolResult:
+        """Run one call in this thread. What goes wrong is a result the model can act on.
+
+        The exceptions are those that are not errors of the tool: KeyboardInterrupt, SystemExit.
+        """
+        prepared = self.prepare(call)
+        if isinstance(prepared, ToolResult):
+            return prepared
         try:
-            value = entry.function(**arguments)
-            if inspect.isawaitable(value):
-                _close(value)
-                return _failed(call, f"{entry.name} returned an awaitable, which is not supported.")
-            content = _as_text(value)
-        except Exception as error:
-            # Whatever a tool raises belongs to the conversation, not to the program.
-            return _failed(call, f"{entry.name} failed: {type(error).__name__}: {error}")
-        return ToolResult(call.id, call.name, content)
+            started = prepared.start()
+            if isinstance(started, ToolResult):
+                return started
+            return prepared.gave(wait_elsewhere(started))
+        except (Exception, asyncio.CancelledError) as error:
+            return prepared.raised(error)
 
 
-def _failed(call: ToolCall, message: str) -> ToolResult:
+def failed_call(call: ToolCall, message: str) -> ToolResult:
+    """The result of a call that did not do what it was meant to."""
     return ToolResult(call.id, call.name, _printable(message), is_error=True)
+
+
+def _unknown_function(**arguments: Any) -> str:
+    raise NotImplementedError("the session was loaded without the functions of its tools")
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _as_text(value: Any) -> str:
@@ -145,141 +192,3 @@ def _as_text(value: Any) -> str:
 def _printable(text: str) -> str:
     # Lone surrogates (from undecodable file names) are no text and stop every tokenizer.
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _close(awaitable: Any) -> None:
-    if inspect.iscoroutine(awaitable):
-        awaitable.close()
-
-
-def _describe(tool: Tool) -> _Entry:
-    function = tool.function
-    if not callable(function):
-        raise _definition_error(repr(function), "it is not callable", "Give a function or a Tool")
-    base, bound = _unwrap(function)
-    name = tool.name if tool.name is not None else getattr(base, "__name__", "")
-    shown = name or repr(function)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _definition_error(
-            shown,
-            f"{name!r} is no usable name",
-            'Give one with Tool(function, name="..."): letters, digits, _ and -, at most 64',
-        )
-    _require_plain_call(shown, base)
-    explicit = tool.parameters is not None
-    if not explicit and not (inspect.isfunction(base) or inspect.ismethod(base)):
-        raise _definition_error(
-            shown,
-            f"{type(base).__name__} objects carry no type hints and docstring to read",
-            "Give a function, or Tool(function, name=..., description=..., parameters=...)",
-        )
-    described = _explicit_schema(shown, tool, base) if explicit else _read_schema(shown, tool, base)
-    described["name"] = name
-    if tool.description is not None:
-        described["description"] = tool.description
-    _hide_bound(described["parameters"], bound)
-    return _Entry(name, function, {"type": "function", "function": described})
-
-
-def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], frozenset[str]]:
-    """The function under a chain of partials, and the names of the arguments they bind."""
-    bound: set[str] = set()
-    while isinstance(function, functools.partial):
-        try:
-            given = inspect.signature(function.func).bind_partial(
-                *function.args, **function.keywords
-            )
-        except (TypeError, ValueError) as error:
-            raise _definition_error(repr(function), str(error), "Correct the partial") from error
-        if function.args:
-            raise _definition_error(
-                repr(function),
-                "a partial that binds arguments by position",
-                "Bind them by name: functools.partial(function, argument=value)",
-            )
-        bound.update(given.arguments)
-        function = function.func
-    return function, frozenset(bound)
-
-
-def _require_plain_call(name: str, base: Callable[..., Any]) -> None:
-    called = base if inspect.isroutine(base) else getattr(base, "__call__", base)  # noqa: B004
-    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
-        raise _definition_error(
-            name,
-            "it is a coroutine function",
-            "Coroutines are not supported yet; give a function that waits by itself",
-        )
-    try:
-        parameters = inspect.signature(base).parameters.values()
-    except (TypeError, ValueError):
-        return
-    for parameter in parameters:
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            remedy = "Remove the / from the signature: arguments are passed by name"
-            raise _definition_error(name, f"argument {parameter.name} is positional-only", remedy)
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            remedy = "Name every argument, so that the model can be told about it"
-            raise _definition_error(name, f"it takes *{parameter.name}", remedy)
-
-
-def _read_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils.chat_template_utils import get_json_schema
-
-    try:
-        schema = get_json_schema(base)
-    except Exception as error:
-        # Hints that name unknown types raise NameError, broken "(choices: ...)" a JSON error.
-        raise _definition_error(name, f"{type(error).__name__}: {error}", _EXAMPLE) from error
-    described: dict[str, Any] = schema["function"]
-    if not (tool.description or described.get("description")):
-        raise _definition_error(name, "its docstring says nothing before Args:", _EXAMPLE)
-    return described
-
-
-def _explicit_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[str, Any]:
-    assert tool.parameters is not None
-    description = tool.description or (inspect.getdoc(base) if inspect.isroutine(base) else None)
-    if not description:
-        raise _definition_error(name, "no description", "Give Tool(..., description='...')")
-    try:
-        # Keys sorted: schemas that reach us over a network come in any order.
-        parameters = json.loads(json.dumps(dict(tool.parameters), sort_keys=True))
-    except (TypeError, ValueError) as error:
-        raise _definition_error(name, f"parameters: {error}", "Give plain JSON data") from error
-    if parameters.get("type") != "object" or not isinstance(parameters.get("properties"), dict):
-        raise _definition_error(
-            name,
-            f"parameters={parameters!r}",
-            'Give {"type": "object", "properties": {...}, "required": [...]}',
-        )
-    _require_fitting_signature(name, tool.function, parameters)
-    return {"name": name, "description": description, "parameters": parameters}
-
-
-def _require_fitting_signature(
-    name: str, function: Callable[..., Any], parameters: Mapping[str, Any]
-) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(**dict.fromkeys(parameters["properties"]))
-    except TypeError as error:
-        raise _definition_error(
-            name, f"parameters that the function does not take: {error}", "Make them agree"
-        ) from error
-
-
-def _hide_bound(parameters: dict[str, Any], bound: frozenset[str]) -> None:
-    for name in bound:
-        parameters["properties"].pop(name, None)
-    if "required" in parameters:
-        parameters["required"] = [item for item in parameters["required"] if item not in bound]
-        if not parameters["required"]:
-            del parameters["required"]
-
-
-def _definition_error(name: str, problem: str, remedy: str) -> ToolDefinitionError:
-    return ToolDefinitionError(explain(f"Describe the tool {name}", got=problem, remedy=remedy))

@@ -7,7 +7,8 @@ without any message. Nothing here tokenizes or renders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +16,9 @@ from typing import Any, Literal
 from sfi_agent.errors import InputError, explain
 from sfi_agent.session.events import ToolCall
 
-__all__ = ["SpanKind", "Transcript", "TranscriptSpan"]
+__all__ = ["SpanKind", "Transcript", "TranscriptSpan", "next_call_number"]
+
+_CALL_ID = re.compile(r"call_(\d{1,9})")
 
 SpanKind = Literal["prompt", "output", "raw"]
 
@@ -53,6 +56,19 @@ class Transcript:
         self._ids: list[int] = []
         self._spans: list[TranscriptSpan] = []
 
+    @classmethod
+    def of(cls, ids: Sequence[int], spans: Sequence[TranscriptSpan]) -> Transcript:
+        """One that was there before.
+
+        Args:
+            ids: All of them.
+            spans: Together they cover the ids. A first one without any ids holds messages that no
+                ids have brought yet.
+        """
+        made = cls()
+        made._ids, made._spans = list(ids), list(spans)
+        return made
+
     def __len__(self) -> int:
         return len(self._ids)
 
@@ -83,11 +99,9 @@ class Transcript:
 
     @property
     def calls_seen(self) -> int:
-        """Calls in the messages: the number of the next call's id. A cut takes calls back, so that
-        going on from there is the same as never having been further."""
-        return sum(
-            len(message.get("tool_calls", ())) for span in self._spans for message in span.messages
-        )
+        """The number of the next call's id. A cut takes calls back, so that going on from there is
+        the same as never having been further."""
+        return next_call_number(message for span in self._spans for message in span.messages)
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
@@ -146,7 +160,7 @@ class Transcript:
             InputError: `token_count` is out of range.
         """
         self._check_count(token_count)
-        kept = [span for span in self._spans if span.start < token_count]
+        kept = [span for span in self._spans if span.start < token_count or not span.end]
         if kept and kept[-1].end > token_count:
             last = replace(kept.pop(), end=token_count, complete=False)
             if last.kind == "output":
@@ -181,3 +195,11 @@ class Transcript:
                     allowed=f"0 to {len(self._ids)}",
                 )
             )
+
+
+def next_call_number(messages: Iterable[Mapping[str, Any]]) -> int:
+    """A number that no call of these messages has in its id: how many there are, unless numbers
+    from elsewhere are in the way."""
+    ids = [str(call["id"]) for message in messages for call in message.get("tool_calls", ())]
+    numbers = [int(found[1]) for found in map(_CALL_ID.fullmatch, ids) if found]
+    return max([len(ids), *(number + 1 for number in numbers)])

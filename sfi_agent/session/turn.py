@@ -1,90 +1,131 @@
-"""One assistant turn as events, and the loop of turns and tools."""
+"""One assistant turn as moves, and the loop of turns and tools."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from sfi_agent.engine.decoder import DecodeMoves
 from sfi_agent.engine.decoding_state import DecodeLimits
+from sfi_agent.engine.requests import StepOutcome, StepRequest
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.chat import Chat, TurnPlan
-from sfi_agent.session.events import Event, Step, TurnEnd
+from sfi_agent.session.events import Step, ToolCall, TurnEnd
 from sfi_agent.session.output_reader import OutputReader
-from sfi_agent.session.reply import FinishReason, Reply, Usage
+from sfi_agent.session.overflow import Overflow, OverflowPolicy, ask_hook, checked_messages
+from sfi_agent.session.ownership import Lease
+from sfi_agent.session.reply import CancelledBy, FinishReason, Reply, Usage
 from sfi_agent.session.text_stream import TextStream
 from sfi_agent.session.token_core import TokenCore
+from sfi_agent.session.tool_round import ToolRound
 from sfi_agent.session.transcript import Transcript
+from sfi_agent.session.turn_moves import Errand, TurnMoves
 from sfi_agent.session.user_input import UserInput
+from sfi_agent.session.volatile_prompt import warn_of_clocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TurnRunner"]
+    from sfi_agent.session.session import Session
+
+__all__ = ["BegunTurn", "TurnRunner"]
 
 
+@dataclass(frozen=True, slots=True)
+class BegunTurn:
+    """A turn whose ids are in the sequence already.
+
+    Attributes:
+        plan: What they are.
+        prefilled_tokens: How many of them were processed for this turn; the others of a group of
+            branches count them as cached.
+    """
+
+    plan: TurnPlan
+    prefilled_tokens: int = 0
+
+
+@dataclass(slots=True)
 class TurnRunner:
-    """Decodes assistant turns of one chat.
+    """Takes assistant turns of one chat, as moves that somebody drives (see `turn_moves.py`).
 
-    Args:
+    Attributes:
+        session: For those who are asked about an overflow.
         core: Ids and history.
         chat: Messages and tools.
         tokenizer: Turns ids into text.
-        cancelled: Asked between steps and tools; true ends the turn.
-
-    Attributes:
+        cancellation: Asked between steps and tools; ends the turn.
+        lease: The right to work on the session; rests while tools run.
+        overflow: What happens when a turn does not fit.
         smallest_kept_tokens: How far back the ids of an earlier turn were given up; None before
             the first turn.
     """
 
-    def __init__(
-        self,
-        core: TokenCore,
-        chat: Chat,
-        tokenizer: PreTrainedTokenizerBase,
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self._core = core
-        self._chat = chat
-        self._tokenizer = tokenizer
-        self._cancelled = cancelled
-        self._turns = 0
-        self.smallest_kept_tokens: int | None = None
+    session: Session
+    core: TokenCore
+    chat: Chat
+    tokenizer: PreTrainedTokenizerBase
+    cancellation: Cancellation
+    lease: Lease
+    overflow: OverflowPolicy
+    smallest_kept_tokens: int | None = None
+    _turns: int = field(default=0, init=False)
 
-    def turn(self, given: UserInput) -> Iterator[Event]:
-        """One assistant turn; runs no tool. The last event is `TurnEnd`.
+    def single(self, given: UserInput, begun: BegunTurn | None = None) -> TurnMoves[None]:
+        """One assistant turn; runs no tool (`begun`: see `turn`)."""
+        yield TurnEnd((yield from self.turn(given, begun)))
+
+    def loop(self, given: UserInput, max_turns: int) -> TurnMoves[None]:
+        """Turns and tools in alternation until the model answers without a call.
+
+        Every turn ends with a `TurnEnd`; when the turn limit is reached with calls left, the last
+        one's finish reason is "max_turns" and the calls are not run. Cancelled while tools run, it
+        ends with an empty turn.
+        """
+        for turn in range(1, max_turns + 1):
+            reply = yield from self.turn(given)
+            if reply.finish_reason == "tool_calls" and turn == max_turns:
+                reply = replace(reply, finish_reason="max_turns")
+            yield TurnEnd(reply)
+            if reply.finish_reason != "tool_calls":
+                return
+            given = yield from self._tool_results(reply.tool_calls)
+            if (by := self.cancellation.by) is not None:
+                yield TurnEnd(Reply("", finish_reason="cancelled", cancelled_by=by))
+                return
+
+    def turn(self, given: UserInput, begun: BegunTurn | None = None) -> TurnMoves[Reply]:
+        """One assistant turn, whose reply is for the caller to tell.
+
+        Args:
+            given: The messages.
+            begun: What has been done of the turn already.
 
         Raises:
             InputError: The messages are unusable; nothing has changed.
             ContextOverflowError: They do not fit the model's context; nothing has changed.
             TemplateError: The template cannot render them; nothing has changed.
         """
-        plan, past = self._chat.plan(given), self._chat.transcript.copy()
-        past_trace = tuple(self._core.trace)
         started = time.perf_counter()
-        limits = self._begin(plan)
-        prompt_tokens, cached = len(self._core.ids), self._core.processed_tokens
-        reader, stream = self._chat.reader(plan), TextStream(self._tokenizer)
-        records: list[StepRecord] = []
-        finished = False
+        plan: TurnPlan = begun.plan if begun else (yield Errand(partial(self._plan, given)))
+        past, past_trace = self.chat.transcript.copy(), tuple(self.core.trace)
+        limits = self._begin(plan, append=begun is None)
+        prompt_tokens, cached = len(self.core.ids), self.core.processed_tokens
+        cached -= begun.prefilled_tokens if begun else 0
+        reader, records = self.chat.reader(plan), list[StepRecord]()
         try:
-            for record in self._core.steps(limits):
-                records.append(record)
-                text = stream.push(record.token_id)
-                yield Step(record, record.token_id, text)
-                yield from reader.feed(record.token_id, text)
-            yield from reader.feed_text(stream.finish())
-            yield from reader.finish()
-            finished = True
+            yield from self._answer(limits, reader, records)
         finally:
             # Also when the caller stops listening or a step raises: what was generated stays.
-            if not finished:
-                reader.feed_text(stream.finish())
-                reader.finish()
             if records:
-                self._chat.end([record.token_id for record in records], reader.parsed)
+                self.chat.end([record.token_id for record in records], reader.parsed)
                 self._note_cut(plan.kept_tokens)
             else:
                 self._take_back(plan, past, past_trace)
@@ -96,59 +137,94 @@ class TurnRunner:
             reasoning_tokens=reader.parsed.reasoning_tokens,
             reuse_lost_reason=plan.reuse_lost_reason,
         )
-        reply = _reply(reader, usage, self._finish_reason(records, reader), records)
+        reply = _reply(reader, usage, self._end(records, reader), records)
         self._log(reply, plan, time.perf_counter() - started)
-        yield TurnEnd(reply)
+        self.session._last_reply = reply
+        return reply
 
-    def loop(self, given: UserInput, max_turns: int) -> Iterator[Event]:
-        """Turns and tools in alternation until the model answers without a call.
+    def _answer(
+        self, limits: DecodeLimits, reader: OutputReader, records: list[StepRecord]
+    ) -> TurnMoves[None]:
+        """Decode; reader and records know of every kept token, however it ends."""
+        stream = TextStream(self.tokenizer)
+        outcome: StepOutcome | None = None
+        finished = False
+        try:
+            with closing(self.core.moves(limits, records)) as moves:
+                while (move := _next(moves, outcome)) is not None:
+                    outcome = None
+                    if isinstance(move, StepRecord):
+                        text = stream.push(move.token_id)
+                        events = reader.feed(move.token_id, text)
+                        yield Step(move, move.token_id, text)
+                        yield from events
+                    else:
+                        outcome = yield move
+            yield from reader.feed_text(stream.finish())
+            yield from reader.finish()
+            finished = True
+        finally:
+            if not finished:
+                reader.feed_text(stream.finish())
+                reader.finish()
 
-        Every turn ends with a `TurnEnd`; when the turn limit is reached with calls left, the last
-        one's finish reason is "max_turns" and the calls are not run.
-        """
-        for turn in range(1, max_turns + 1):
-            reply: Reply | None = None
-            for event in self.turn(given):
-                if isinstance(event, TurnEnd):
-                    reply = event.reply
-                else:
-                    yield event
-            assert reply is not None
-            if reply.finish_reason == "tool_calls" and turn == max_turns:
-                reply = replace(reply, finish_reason="max_turns")
-            yield TurnEnd(reply)
-            if reply.finish_reason != "tool_calls":
-                return
-            results = []
-            for call in reply.tool_calls:
-                if self._cancelled():
-                    return
-                result = self._chat.tools.run(call)
-                self._chat.note_result(result)
-                results.append(result)
-                yield result
-            if self._cancelled():
-                return
-            given = self._chat.result_messages(results)
+    def _tool_results(self, calls: Sequence[ToolCall]) -> TurnMoves[list[dict[str, Any]]]:
+        """Have calls run; their results as messages, in the order of the calls."""
+        work = ToolRound(calls, self.chat.note_result)
+        # The next turn's plan ends the rest: waiting for those who look is no work for here.
+        self.lease.rest()
+        try:
+            yield work
+        finally:
+            work.close()
+        return self.chat.result_messages(work.results)
 
-    def _begin(self, plan: TurnPlan) -> DecodeLimits:
+    def _plan(self, given: UserInput) -> TurnPlan:
+        """What the messages do to the ids, shortened where they do not fit and a hook says how."""
+        self.lease.resume()
+        plan = self.chat.plan(given)
+        limit = self.core.engine.shape.context_limit_tokens
+        # An answer that could fill the whole context would never have the room it may take.
+        room = min(self.core.config.sampling.max_new_tokens, limit // 2)
+        needed = plan.kept_tokens + len(plan.new_ids) + room
+        if isinstance(self.overflow, str) or needed <= limit:
+            return plan
+        whole = (*self.chat.transcript.messages, *plan.messages)
+        overflow = Overflow(
+            needed,
+            limit,
+            deepcopy(whole),
+            self.session,
+            lambda kept: self.chat.tokens_of(kept) + room,
+        )
+        self.lease.rest()
+        try:
+            answer = ask_hook(self.overflow, overflow)
+        finally:
+            self.lease.resume()
+        messages = checked_messages(answer, whole)
+        return plan if messages == whole else self.chat.plan_anew(messages)
+
+    def _begin(self, plan: TurnPlan, *, append: bool) -> DecodeLimits:
         """Put the plan's ids into the sequence and say how far the model may go."""
-        wanted = self._core.config.sampling.max_new_tokens
-        limit = self._core.engine.shape.context_limit_tokens
+        wanted = self.core.config.sampling.max_new_tokens
+        limit = self.core.engine.shape.context_limit_tokens
         room = max(1, min(wanted, limit - plan.kept_tokens - len(plan.new_ids)))
-        self._core.append(plan.new_ids, 1, plan.kept_tokens)
-        self._chat.begin(plan)
+        if append:
+            self.core.append(plan.new_ids, 1, plan.kept_tokens)
+        self.chat.begin(plan)
+        warn_of_clocks(self.core.id, plan.clocks)
         self._turns += 1
         if room < wanted:
             log_event(
                 "warning",
                 "context_nearly_full",
-                session=self._core.id,
+                session=self.core.id,
                 max_new_tokens=wanted,
                 room_tokens=room,
                 limit_tokens=limit,
             )
-        return DecodeLimits(room, self._chat.stop_ids, cancelled=self._cancelled)
+        return DecodeLimits(room, self.chat.stop_ids, cancelled=self.cancellation.is_set)
 
     def _take_back(
         self, plan: TurnPlan, past: Transcript, past_trace: Sequence[StepRecord]
@@ -157,32 +233,36 @@ class TurnRunner:
 
         Ids that the turn had given up come back, to be processed again by the next one.
         """
-        core = self._core
+        core = self.core
         # Cut, not forgotten: the prefill has processed what was pending before.
         core.cut(plan.kept_tokens)
         given_up = past.token_ids[plan.kept_tokens :]
         if given_up:
             core.append(given_up, 0)
             core.trace.extend(past_trace[len(core.trace) :])
-        self._chat.transcript = past
+        self.chat.transcript = past
 
     def _note_cut(self, kept_tokens: int) -> None:
         earlier = self.smallest_kept_tokens
         self.smallest_kept_tokens = kept_tokens if earlier is None else min(earlier, kept_tokens)
 
-    def _finish_reason(self, records: list[StepRecord], reader: OutputReader) -> FinishReason:
-        if not records or records[-1].token_id not in self._chat.stop_ids:
-            return "cancelled" if self._cancelled() else "length"
-        return "tool_calls" if reader.parsed.calls else "stop"
+    def _end(
+        self, records: Sequence[StepRecord], reader: OutputReader
+    ) -> tuple[FinishReason, CancelledBy | None]:
+        if not records or records[-1].token_id not in self.chat.stop_ids:
+            by = self.cancellation.by
+            return ("length", None) if by is None else ("cancelled", by)
+        return "tool_calls" if reader.parsed.calls else "stop", None
 
     def _log(self, reply: Reply, plan: TurnPlan, seconds: float) -> None:
         usage, kinds = reply.usage, [record.kind for record in reply.steps]
         log_event(
             "info",
             "turn_finished",
-            session=self._core.id,
+            session=self.core.id,
             turn=self._turns,
             finish_reason=reply.finish_reason,
+            cancelled_by=reply.cancelled_by,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             prefilled_tokens=usage.prefilled_tokens,
@@ -197,8 +277,19 @@ class TurnRunner:
         )
 
 
+def _next(moves: DecodeMoves, outcome: StepOutcome | None) -> StepRequest | StepRecord | None:
+    """The next move of a decoding; None when it is over."""
+    try:
+        return moves.send(outcome)
+    except StopIteration:
+        return None
+
+
 def _reply(
-    reader: OutputReader, usage: Usage, reason: FinishReason, records: list[StepRecord]
+    reader: OutputReader,
+    usage: Usage,
+    end: tuple[FinishReason, CancelledBy | None],
+    records: Sequence[StepRecord],
 ) -> Reply:
-    parsed = reader.parsed
-    return Reply(parsed.text, parsed.calls, parsed.reasoning, usage, reason, tuple(records))
+    parsed, (reason, by) = reader.parsed, end
+    return Reply(parsed.text, parsed.calls, parsed.reasoning, usage, reason, tuple(records), by)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sfi_agent.config import SessionConfig
+from sfi_agent.engine.decoding import LONGEST_EXACT_DRAFT
 from sfi_agent.engine.programs.support import LARGEST_BLOCK
 from sfi_agent.engine.warmup import WarmUpReport, prepare
 from sfi_agent.errors import ContextOverflowError, explain
@@ -50,8 +51,8 @@ def warm_up(
         )
 
     def play() -> None:
-        for segment in _segments(config):
-            _decode(engine, _with_segment(config, segment), batch, segment)
+        for policy, segment in _plays(config):
+            _decode(engine, _with_segment(policy, segment), batch, segment)
 
     return prepare(
         engine.runner,
@@ -63,20 +64,34 @@ def warm_up(
     )
 
 
-def _segments(config: SessionConfig) -> list[int]:
-    """Lengths that bring every kind of step; blocks come in sizes of their own."""
-    refresh = config.refresh
-    if config.mode == "dense" or config.slow_step == "observe":
-        return [min(_SEGMENT_TOKENS, refresh.max_segment_tokens)]
-    # Longer blocks are eager: nothing is prepared for them.
-    longest = min(refresh.max_segment_tokens, LARGEST_BLOCK - 1)
+def _plays(config: SessionConfig) -> list[tuple[SessionConfig, int]]:
+    """Policies and lengths of segments that bring every kind of step; blocks come in sizes of
+    their own."""
+    most = config.refresh.max_segment_tokens
+    if config.mode == "dense":
+        return [(config, min(_SEGMENT_TOKENS, most))]
+    if config.slow_step != "observe":
+        # Longer blocks are eager: nothing is prepared for them.
+        return [(config, size) for size in _block_segments(min(most, LARGEST_BLOCK - 1))]
+    plays = [(config, min(_SEGMENT_TOKENS, most))]
+    if config.tools.decode_calls == "exact":
+        # The blocks of tool calls are those of verify.
+        verifying = config.replace(slow_step="verify")
+        sizes = _block_segments(min(most, LONGEST_EXACT_DRAFT))
+        plays += [(verifying, size) for size in sizes]
+    return plays
+
+
+def _block_segments(longest: int) -> list[int]:
     return sorted({min(size, longest) for size in range(_BLOCK_STEP - 1, longest + 8, _BLOCK_STEP)})
 
 
 def _with_segment(config: SessionConfig, segment_tokens: int) -> SessionConfig:
-    """The policy with segments of one length and no boundaries that depend on the text."""
+    """The policy with segments of one length and no boundaries that depend on the text; it is
+    played without tools, to which calls could be held."""
     return config.replace(
-        refresh={"min_segment_tokens": segment_tokens, "max_segment_tokens": segment_tokens}
+        refresh={"min_segment_tokens": segment_tokens, "max_segment_tokens": segment_tokens},
+        tools={"constrain_calls": False},
     )
 
 

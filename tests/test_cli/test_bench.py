@@ -86,9 +86,12 @@ def test_some_arms_of_a_batch_and_a_picture(invoke: Invoke, tmp_path: Path) -> N
     result = invoke(
         *ARGUMENTS, "--arms", "observe, dense", "--batch", "3", "--budget", "100", "--json",
         "--plot", str(picture), "--cycles", "2", "--acceptance", "0.5", "--no-compile",
+        "--history-device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
+    # On a CPU that makes no difference.
+    assert document["config"]["history"]["device"] == "cpu" and document["bus"] is None
     assert list(document["arms"]) == ["dense", "observe"] and document["batch"] == 3
     assert document["config"]["memory"]["selected_tokens"] == 100
     assert document["dense_over_fast"] is None and document["slow_over_dense"] is None
@@ -112,6 +115,7 @@ def test_some_arms_of_a_batch_and_a_picture(invoke: Invoke, tmp_path: Path) -> N
         (["--arms", "dense,sparse"], "got 'sparse'; allowed: generate, dense"),
         (["--arms", "kernels"], "`sfi-agent bench kernels` times them alone"),
         (["--arms", "dense,kernels"], "no CUDA device"),
+        (["--history-device", "disk"], "'disk' is not one of 'same', 'cpu'"),
         (["--plot", "times.png"], "a file whose name ends in .svg"),
         (["--plot", "nowhere/times.svg"], "a file in a folder that exists"),
         (["--out", "."], "a file in a folder that exists"),

@@ -38,6 +38,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
         "sfi-agent bench",
         "sfi-agent bench decode",
         "sfi-agent bench kernels",
+        "sfi-agent bench sessions",
     ]
     for path, command in listed:
         section = page.partition(f"\n## {path}\n")[2].partition("\n## ")[0]

@@ -17,6 +17,7 @@ from sfi_agent import (
     TextDelta,
     ToolCall,
     ToolResult,
+    ToolStart,
     TurnEnd,
 )
 from sfi_agent.session.events import Event
@@ -131,7 +132,7 @@ def test_a_tool_loop_is_told_as_in_mode_dense(template: str, mistakes: float) ->
                 assert (acceptance == 1.0) == (mistakes == 0.0)
     assert found[0] == found[1]
     kinds = {type(event) for event in events}
-    assert kinds == {Step, TextDelta, ReasoningDelta, ToolCall, ToolResult, TurnEnd}
+    assert kinds == {Step, TextDelta, ReasoningDelta, ToolCall, ToolStart, ToolResult, TurnEnd}
 
 
 def check_turns(session: Session, events: Sequence[Event]) -> None:

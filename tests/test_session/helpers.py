@@ -34,6 +34,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str, str | None]] = {
     "GEMMA": (chat_templates.GEMMA_SPECIAL_TOKENS, "<end_of_turn>", "<bos>"),
     "DROPS_TOOL_MESSAGES": ((), "<|im_end|>", None),
     "CHANGES_THE_CLOSE": ((), "<|im_end|>", None),
+    "CHANGES_THE_STOP": ((), "<|im_end|>", None),
     "ARGUMENTS_AS_TEXT": ((), "<|im_end|>", None),
     "ROLE_OPENS_NEXT_TURN": (chat_templates.ROLE_SPECIAL_TOKENS, "<|user|>", None),
     "NO_CONTROL_TOKENS": ((), "<|im_end|>", None),

@@ -12,6 +12,7 @@ from sfi_agent.errors import TemplateError
 from sfi_agent.session.chat_delta import DeltaRefused
 from sfi_agent.session.chat_template import ChatTemplate
 from sfi_agent.session.history_match import common_prefix
+from sfi_agent.session.stop_ids import stop_ids
 from tests.test_session.helpers import (
     SEARCH,
     Chat,
@@ -22,6 +23,7 @@ from tests.test_session.helpers import (
     result,
     user,
 )
+from tests.tiny_tokenizers import chatml_tokenizer
 
 STABLE_FOR_USERS = ["CHATML", "LLAMA", "MISTRAL", "GEMMA", "ARGUMENTS_AS_TEXT"]
 STABLE_FOR_TOOLS = ["CHATML", "CHATML_THINKING", "MISTRAL", "ARGUMENTS_AS_TEXT"]
@@ -56,7 +58,7 @@ def test_a_tool_round_equals_the_real_longer_chat(family: str, calls: int) -> No
     begun, answer = [user("Look for Ada")], call_message(*made, content="Looking.")
     new = [result(f"found {number}", number) for number in range(calls)]
     real = chat.template.first_prompt([*begun, answer, *new])
-    delta = chat.delta.delta(new, made, stop_of(chat))
+    delta = chat.delta.delta(new, made, [stop_of(chat)])
     assert not delta.replaces_last
     assert real[-len(delta.ids) :] == delta.ids
     if family == "CHATML":
@@ -71,12 +73,12 @@ def test_llama_hides_text_beside_a_call_and_takes_one_call_per_turn() -> None:
     single = call(query="Ada")
     begun, answer = [user("Look")], call_message(single, content="this text is not rendered")
     history = [*chat.template.first_prompt(begun), *chat.model_output(begun, answer)]
-    delta = chat.delta.delta([result("found")], [single], stop_of(chat))
+    delta = chat.delta.delta([result("found")], [single], [stop_of(chat)])
     real = chat.template.first_prompt([*begun, answer, result("found")])
     assert (*history, stop_of(chat), *delta.ids) == real
     # Two calls in one turn: the results follow one another, nothing is refused.
     both = [call(0, query="a"), call(1, query="b")]
-    delta = chat.delta.delta([result("one"), result("two", 1)], both, stop_of(chat))
+    delta = chat.delta.delta([result("one"), result("two", 1)], both, [stop_of(chat)])
     text = chat.tokenizer.decode(delta.ids)
     assert "one" in text and "two" in text
     # The whole chat can be rendered as well, as two turns.
@@ -123,8 +125,8 @@ def test_odd_output_stays_as_the_model_wrote_it(written: str) -> None:
 def test_a_turn_that_was_cut_short_gets_the_whole_close() -> None:
     chat = make_chat("CHATML")
     (last,) = chat.tokenizer.encode("x", add_special_tokens=False)
-    cut = chat.delta.delta([user("Go on")], [], last)
-    whole = chat.delta.delta([user("Go on")], [], stop_of(chat))
+    cut = chat.delta.delta([user("Go on")], [], [last])
+    whole = chat.delta.delta([user("Go on")], [], [stop_of(chat)])
     assert cut.ids == (stop_of(chat), *whole.ids)
     assert not cut.replaces_last
 
@@ -146,10 +148,10 @@ def test_families_without_end_of_turn_stop_on_the_next_role() -> None:
     begun, answer = [user("Look")], call_message(call(query="Ada"))
     output = chat.model_output(begun, answer)
     history = (*chat.template.first_prompt(begun), *output, observation)
-    delta = chat.delta.delta([result("r")], [call(query="Ada")], observation)
+    delta = chat.delta.delta([result("r")], [call(query="Ada")], [observation])
     assert history + delta.ids == chat.template.first_prompt([*begun, answer, result("r")])
     # The model stopped to call a tool, but the user speaks: the role token is replaced.
-    delta = chat.delta.delta([user("Never mind")], [], observation)
+    delta = chat.delta.delta([user("Never mind")], [], [observation])
     assert delta.replaces_last and delta.ids[0] == next_user
 
 
@@ -168,18 +170,92 @@ def test_what_cannot_be_proven_is_refused(
 ) -> None:
     chat = make_chat(family)
     with pytest.raises(DeltaRefused) as caught:
-        chat.delta.delta(messages, calls, stop_of(chat) if len(chat.stops) == 1 else -1)
+        chat.delta.delta(messages, calls, [stop_of(chat) if len(chat.stops) == 1 else -1])
     assert caught.value.requirement == requirement
 
 
-def test_an_unknown_stop_token_is_refused() -> None:
-    chat = make_chat("CHATML")
-    im_end, end_of_text, im_start = chat.ids("<|im_end|>", "<|endoftext|>", "<|im_start|>")
+def test_a_stop_token_that_the_template_does_not_write_gives_way() -> None:
+    chat = make_chat("CHATML", [SEARCH])
+    im_end, end_of_text = chat.ids("<|im_end|>", "<|endoftext|>")
     other = type(chat.delta)(chat.template, frozenset({end_of_text}))
+    delta = other.delta([user("b")], [], [end_of_text])
+    assert delta.replaces_last and delta.ids[0] == im_end
+    # Behind calls their markup comes before the close, and which token closes is not known.
     with pytest.raises(DeltaRefused) as caught:
-        other.delta([user("b")], [], end_of_text)
+        other.delta([result("b")], [call()], [end_of_text])
     assert caught.value.requirement == "closes_with_a_stop_token"
-    assert im_end != im_start
+
+
+def test_a_turn_inside_a_chat_may_end_otherwise_than_the_last_one() -> None:
+    chat = make_chat("CHANGES_THE_STOP", extra_stops=["<|im_end|>"])
+    end_of_text, im_end = chat.ids("<|endoftext|>", "<|im_end|>")
+    begun, answer, new = [user("a")], assistant("one"), [user("b")]
+    written = chat.tokenizer.encode("one", add_special_tokens=False)
+    real = chat.template.first_prompt([*begun, answer, *new])
+    for last, kept in ((end_of_text, 0), (im_end, 1)):
+        history = [*chat.template.first_prompt(begun), *written, last]
+        continued = chat.delta.continue_chat(history, [*begun, answer], new)
+        assert continued.reuse_lost_reason is None and continued.detail == ""
+        assert continued.kept_tokens == len(history) - 1 + kept
+        assert (*history[: continued.kept_tokens], *continued.new_ids) == real
+
+
+EACH_CALL_ENDS = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] -%}
+{{ call.function.arguments | tojson }}<|call|>
+{%- endfor -%}
+<|im_end|>
+{% endfor -%}
+"""
+"""A stop token behind each call, and another one behind the turn."""
+
+
+def test_stop_tokens_between_calls_belong_to_their_markup() -> None:
+    tokenizer = chatml_tokenizer(EACH_CALL_ENDS, special_tokens=["<|call|>"])
+    template = ChatTemplate(tokenizer, [SEARCH])
+    each, end = tokenizer.convert_tokens_to_ids(["<|call|>", "<|im_end|>"])
+    delta = type(make_chat("CHATML").delta)(template, frozenset({each, end}))
+    made, new = [call(0), call(1)], [result("one"), result("two", 1)]
+    real = template.first_prompt([user("a"), call_message(*made, content="x"), *new])
+    found = delta.delta(new, made, [end])
+    assert not found.replaces_last
+    assert real[-len(found.ids) - 1 :] == (end, *found.ids)
+    assert each not in found.ids
+
+
+STATEFUL = """\
+{%- set seen = namespace(results=false) -%}
+{%- for message in messages -%}
+{%- if message.role == 'tool' -%}
+{{ '' if seen.results else '<|im_start|>results' }}
+{{ message.content }}<|im_end|>
+{%- set seen.results = true -%}
+{%- else -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endif -%}
+{%- endfor -%}
+"""
+"""In the manner of DeepSeek: what stands before results depends on earlier turns."""
+
+
+def test_text_between_turns_may_depend_on_earlier_ones() -> None:
+    tokenizer = chatml_tokenizer(STATEFUL)
+    template = ChatTemplate(tokenizer, [SEARCH])
+    (stop,) = stops = stop_ids(tokenizer)
+    delta = type(make_chat("CHATML").delta)(template, stops)
+    past = [user("a"), call_message(call(5)), result("r", 5), assistant("x"), user("b")]
+    made, new = call(), [result("found")]
+    for earlier in ([user("a")], past):
+        real = template.first_prompt([*earlier, call_message(made), *new])
+        ids = delta.delta(new, [made], [stop], earlier).ids
+        assert real[-len(ids) - 1 :] == (stop, *ids)
+    assert len(delta.delta(new, [made], [stop], past).ids) < len(
+        delta.delta(new, [made], [stop], [user("a")]).ids
+    )
 
 
 def test_a_missing_marker_is_refused() -> None:
@@ -188,7 +264,7 @@ def test_a_missing_marker_is_refused() -> None:
     chat.tokenizer.chat_template = source
     delta = type(chat.delta)(ChatTemplate(chat.tokenizer), chat.stops)
     with pytest.raises(DeltaRefused) as caught:
-        delta.delta([user("b")], [], -1)
+        delta.delta([user("b")], [], [-1])
     assert caught.value.requirement == "marker_is_rendered"
 
 
@@ -244,10 +320,10 @@ def test_a_result_that_quotes_the_marker_does_not_move_the_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat = make_chat("ROLE_OPENS_NEXT_TURN", [SEARCH])
-    expected = chat.delta.delta([user("quiet")], [], -1)
+    expected = chat.delta.delta([user("quiet")], [], [-1])
     words = iter(["first", *(f"other{number}" for number in range(9))])
-    monkeypatch.setattr("sfi_agent.session.chat_delta.probe_text", lambda: next(words))
-    delta = chat.delta.delta([user("first")], [], -1)
+    monkeypatch.setattr("sfi_agent.session.turn_glue.probe_text", lambda: next(words))
+    delta = chat.delta.delta([user("first")], [], [-1])
     assert chat.tokenizer.decode(delta.ids) == chat.tokenizer.decode(expected.ids).replace(
         "quiet", "first"
     )
@@ -264,8 +340,8 @@ CONTENTS = st.lists(
 @given(content=CONTENTS, family=st.sampled_from(["CHATML", "CHATML_THINKING"]))
 def test_control_tokens_in_results_stay_text(content: str, family: str) -> None:
     chat = _cached_chat(family)
-    delta = chat.delta.delta([result(content)], [call()], stop_of(chat))
-    quiet = chat.delta.delta([result("quiet")], [call()], stop_of(chat))
+    delta = chat.delta.delta([result(content)], [call()], [stop_of(chat)])
+    quiet = chat.delta.delta([result("quiet")], [call()], [stop_of(chat)])
     control = set(chat.template.control_tokens.ids.values())
     shape = [index for index in delta.ids if index in control]
     assert shape == [index for index in quiet.ids if index in control]

@@ -90,3 +90,74 @@ def test_unknown_arguments_are_wrong_unless_allowed() -> None:
 def test_long_values_are_shortened() -> None:
     _, problems = check("x" * 500, {"type": "integer"})
     assert len(problems[0]) < 150
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "problem"),
+    [
+        (0, {"minimum": 1}, "must be at least 1, not 0."),
+        (5, {"maximum": 4.5}, "must be at most 4.5, not 5."),
+        (1, {"exclusiveMinimum": 1}, "must be greater than 1, not 1."),
+        (1, {"exclusiveMaximum": 1}, "must be less than 1, not 1."),
+        (7, {"multipleOf": 2}, "must be a multiple of 2, not 7."),
+        ("", {"minLength": 1}, 'must have at least 1 characters, not "".'),
+        ("abc", {"minLength": 1, "maxLength": 2}, 'must have 1 to 2 characters, not "abc".'),
+        ("abc", {"pattern": "^[0-9]+$"}, 'must match the pattern ^[0-9]+$, not "abc".'),
+        ([], {"minItems": 2}, "must have at least 2 items, not []."),
+        ([1, 2], {"maxItems": 1}, "must have 0 to 1 items, not [1, 2]."),
+        ([1, 2, 1], {"uniqueItems": True}, "must have no item twice, not [1, 2, 1]."),
+        ("b", {"allOf": [{"type": "string"}, {"enum": ["a"]}]}, 'must be one of "a", not "b".'),
+    ],
+)
+def test_limits_are_kept(value: Any, schema: dict[str, Any], problem: str) -> None:
+    assert check(value, schema)[1] == (f"Argument x {problem}",)
+
+
+@pytest.mark.parametrize(
+    ("value", "schema"),
+    [
+        (True, {"minimum": 3}),
+        (3, {"minimum": 3, "maximum": 3, "multipleOf": 1.5}),
+        ("a", {"pattern": "(?P<broken"}),
+        ("abc", {"minimum": 5, "minLength": 3, "maxLength": 3, "pattern": "b"}),
+        ([1, 2], {"uniqueItems": True, "minItems": 2, "maxItems": 2}),
+        (None, {"type": "integer", "nullable": True, "minimum": 3}),
+    ],
+)
+def test_limits_of_other_kinds_of_values_do_not_matter(value: Any, schema: dict[str, Any]) -> None:
+    assert check(value, schema) == (value, ())
+
+
+def test_references_are_followed() -> None:
+    tree = {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}, "next": {"$ref": "#/$defs/Tree"}},
+        "required": ["value"],
+    }
+    schema = {
+        "type": "object",
+        "properties": {"tree": {"$ref": "#/$defs/Tree", "description": "A tree."}},
+        "$defs": {"Tree": tree},
+    }
+    assert check_arguments({"tree": {"value": 1, "next": {"value": 2}}}, schema)[1] == ()
+    _, problems = check_arguments({"tree": {"value": 1, "next": {"value": "x"}}}, schema)
+    assert problems == ('Argument tree.next.value must be of type integer, not "x".',)
+    deep: dict[str, Any] = {"value": "x"}
+    for _ in range(60):
+        deep = {"value": 1, "next": deep}
+    (problem,) = check_arguments({"tree": deep}, schema)[1]
+    assert problem.endswith('.next.value must be of type integer, not "x".')
+    # Whole floats become integers behind references as well; what is missing is named.
+    ready, _ = check_arguments({"tree": {"value": 2.0}}, schema)
+    assert isinstance(ready["tree"]["value"], int)
+    _, problems = check_arguments({}, {**schema, "required": ["tree"]})
+    assert problems == ("Missing argument tree (object).",)
+
+
+def test_a_schema_that_never_ends_is_a_problem_and_no_crash() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/A"}},
+        "$defs": {"A": {"allOf": [{"$ref": "#/$defs/A"}]}},
+    }
+    assert check_arguments({"x": 1}, schema)[1] == ("The arguments are nested too deeply.",)

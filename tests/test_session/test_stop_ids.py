@@ -33,7 +33,31 @@ def test_the_templates_own_close_is_found(family: str, close: str) -> None:
 
 def test_without_a_template_only_the_declared_ones() -> None:
     assert names(None, "<|endoftext|>") == {"<|endoftext|>"}
-    assert names("ROLE_OPENS_NEXT_TURN", "<|user|>") == {"<|user|>"}
+
+
+def test_where_the_next_role_ends_a_turn_its_token_does() -> None:
+    """Behind an answer the user's, behind calls that of the results."""
+    found = names("ROLE_OPENS_NEXT_TURN", "<|endoftext|>")
+    assert found == {"<|endoftext|>", "<|user|>", "<|observation|>"}
+
+
+CALLS_END_OTHERWISE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] -%}
+<tool_call>{{ call.function.arguments | tojson }}EACH
+{%- endfor -%}
+{{ '<|call|>' if message.tool_calls else '<|im_end|>' }}
+{% endfor -%}
+"""
+
+
+def test_the_token_behind_calls_is_found_unless_it_ends_each_of_them() -> None:
+    for each, ends in (("", {"<|im_end|>", "<|call|>"}), ("<|call|>", {"<|im_end|>"})):
+        source = CALLS_END_OTHERWISE.replace("EACH", each)
+        tokenizer = chatml_tokenizer(source, special_tokens=["<|call|>"])
+        assert {*tokenizer.convert_ids_to_tokens(sorted(stop_ids(tokenizer)))} == ends
 
 
 def test_generation_config_adds_one_or_several() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sfi_agent import (
     TextDelta,
     ToolCall,
     ToolResult,
+    ToolStart,
     TurnEnd,
 )
 from sfi_agent.session.events import Event
@@ -32,6 +34,7 @@ from tests.test_session.conversations import (
 )
 
 END = "<|im_end|>"
+EVERY_KIND = (Step, TextDelta, ReasoningDelta, ToolCall, ToolStart, ToolResult, TurnEnd)
 THOUGHT = "<think>\nWho is it? Let me see.\n</think>\n\n"
 
 
@@ -67,7 +70,8 @@ def test_events_of_a_turn_add_up_to_its_reply(config: SessionConfig) -> None:
         assert [step.token_id for step in steps] == encode(engine, output)
         assert tuple(step.record for step in steps) == reply.steps
         assert "".join(step.text for step in steps) == output
-        result = rest[0]
+        start, result = rest[:2]
+        assert isinstance(start, ToolStart) and start.call == reply.tool_calls[0]
         assert isinstance(result, ToolResult)
         assert (result.call_id, result.content) == ("call_0", "Hello Ada <|im_end|>")
         assert sum(isinstance(event, TurnEnd) for event in events) == 2
@@ -84,7 +88,8 @@ def test_events_come_as_they_happen() -> None:
                     lengths.append(len(session.token_ids) - 1 - event.record.position)
         assert set(lengths) == {0}, "a step is told when its token is the session's last"
         call, result = kinds.index("ToolCall"), kinds.index("ToolResult")
-        assert kinds.index("TextDelta") < call < kinds.index("TurnEnd") < result
+        assert kinds.index("TextDelta") < call < kinds.index("TurnEnd")
+        assert kinds.index("TurnEnd") < kinds.index("ToolStart") < result
         # The call is known when its tag is closed, one token before the stop token.
         assert kinds[call + 1 :].index("Step") == 0
 
@@ -129,7 +134,7 @@ def test_events_are_frozen_and_hold_no_tensor() -> None:
         with says(engine, output, f"Done.{END}"):
             events = list(session.stream("Greet."))
     kinds = {type(event) for event in events}
-    assert kinds == {Step, TextDelta, ReasoningDelta, ToolCall, ToolResult, TurnEnd}
+    assert kinds == set(EVERY_KIND) == set(typing.get_args(Event))
 
     def parts(value: Any) -> list[Any]:
         if dataclasses.is_dataclass(value):

@@ -6,14 +6,9 @@ from typing import Any
 
 import pytest
 
-from sfi_agent.session.tool_calls import (
-    RawCall,
-    calls_in_value,
-    detect_call_format,
-    hermes_calls,
-    llama_calls,
-    mistral_calls,
-)
+from sfi_agent.session.call_styles import detect_call_format
+from sfi_agent.session.json_bodies import json_calls, llama_calls, mistral_calls
+from sfi_agent.session.tool_calls import RawCall, calls_in_value
 from tests import chat_templates
 
 
@@ -51,7 +46,7 @@ def test_formats_are_told_by_what_the_template_writes() -> None:
     ],
 )
 def test_hermes(body: str, expected: list[tuple[str, Any]]) -> None:
-    assert brief(hermes_calls(body, closed=True, schemas={})) == expected
+    assert brief(json_calls(body, True, {})) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,16 +64,16 @@ def test_hermes(body: str, expected: list[tuple[str, Any]]) -> None:
     ],
 )
 def test_broken_hermes_calls_keep_their_text(body: str, name: str, says: str) -> None:
-    (found,) = hermes_calls(body, closed=True, schemas={})
+    (found,) = json_calls(body, True, {})
     assert found.error is not None and says in found.error
     assert (found.name, found.raw_text, found.arguments) == (name, body, {})
 
 
 def test_a_cut_call_is_called_cut() -> None:
-    (found,) = hermes_calls('{"name": "f", "arg', closed=False, schemas={})
+    (found,) = json_calls('{"name": "f", "arg', False, {})
     assert found.error is not None and "cut off" in found.error
     # Complete JSON misses nothing but its tag.
-    (found,) = hermes_calls('{"name": "f", "arguments": {}}', closed=False, schemas={})
+    (found,) = json_calls('{"name": "f", "arguments": {}}', False, {})
     assert found.error is None
 
 
@@ -88,13 +83,13 @@ def test_parameters_in_tags_are_typed_by_the_schema() -> None:
         "\n<function=f>\n<parameter=n>\n3\n</parameter>\n"
         "<parameter=s>\n3\n  x\n</parameter>\n</function>\n"
     )
-    assert brief(hermes_calls(body, closed=True, schemas=schemas)) == [
+    assert brief(json_calls(body, True, schemas)) == [
         ("f", {"n": 3, "s": "3\n  x"})
     ]
     broken = body.replace("\n3\n</parameter>", "\nthree\n</parameter>", 1)
-    assert hermes_calls(broken, closed=True, schemas=schemas)[0].arguments["n"] == "three"
+    assert json_calls(broken, True, schemas)[0].arguments["n"] == "three"
     for cut, closed in ((body[:60], False), (body, False)):
-        (found,) = hermes_calls(cut, closed=closed, schemas=schemas)
+        (found,) = json_calls(cut, closed, schemas)
         assert found.name == "f" and found.error is not None
 
 

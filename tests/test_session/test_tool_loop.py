@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sfi_agent import InputError, Session, ToolResult, TurnEnd
+from sfi_agent import InputError, Session, Tool, ToolResult, ToolStart, TurnEnd
 from tests.test_session.conversations import (
     FULL,
     call_text,
@@ -39,12 +39,7 @@ def fail(reason: str) -> str:
     raise LookupError(f"nothing about {reason}")
 
 
-def interrupt() -> str:
-    """Interrupts."""
-    raise KeyboardInterrupt
-
-
-TOOLS: list[Callable[..., Any]] = [find_room, fail, interrupt]
+TOOLS: list[Callable[..., Any]] = [find_room, fail]
 
 
 def tool_messages(session: Session) -> list[tuple[str, str]]:
@@ -254,16 +249,23 @@ def test_results_of_tools_that_ran_survive_an_overflow() -> None:
         require_whole(session)
 
 
-def test_what_is_no_error_of_a_tool_reaches_the_caller() -> None:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_error_of_a_tool_reaches_the_caller(kind: type[BaseException]) -> None:
     engine = chat_engine()
-    turn = f"{call_text('find_room', name='Ada')}\n{call_text('interrupt')}{END}"
-    with engine.session(FULL, tools=TOOLS) as session:
-        with says(engine, turn), pytest.raises(KeyboardInterrupt):
+
+    def end() -> str:
+        """Ends the program."""
+        raise kind
+
+    turn = "\n".join([call_text("find_room", name="Ada"), call_text("end")]) + END
+    tools: list[Any] = [Tool(find_room, parallel=False), end]
+    with engine.session(FULL, tools=tools) as session:
+        with says(engine, turn), pytest.raises(kind):
             session.run("Where?")
         with says(engine, f"Fine.{END}"):
             session.send("Where were we?")
         ((_, first), (_, second)) = tool_messages(session)
-        assert first == '{"name": "Ada", "room": 12}' and "not run" in second
+        assert first == '{"name": "Ada", "room": 12}' and "before it finished" in second
         require_whole(session)
 
 
@@ -297,9 +299,9 @@ def test_a_stream_of_the_loop_has_every_turn_and_result() -> None:
     with engine.session(FULL, tools=TOOLS) as session:
         with says(engine, call, call, f"Room 12.{END}"):
             events = list(session.stream("Where?"))
-        kinds = [event for event in events if isinstance(event, (TurnEnd, ToolResult))]
+        kinds = [event for event in events if isinstance(event, (TurnEnd, ToolStart, ToolResult))]
         assert [type(event).__name__ for event in kinds] == [
-            *["TurnEnd", "ToolResult"] * 2,
+            *["TurnEnd", "ToolStart", "ToolResult"] * 2,
             "TurnEnd",
         ]
         reasons = [event.reply.finish_reason for event in kinds if isinstance(event, TurnEnd)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, Optional
 
 import pytest
@@ -142,12 +143,60 @@ def test_exceptions_are_results_without_a_traceback() -> None:
         ToolSet([Tool(stop, "stop", "Stop.", empty)]).run(call("stop"))
 
 
-def test_a_function_that_returns_a_coroutine_is_answered_with_an_error() -> None:
-    async def later() -> int:
-        return 1
+def test_whatever_has_to_be_awaited_is() -> None:
+    async def later(number: int = 1) -> int:
+        """Gives a number.
 
-    result = ToolSet([Tool(lambda: later(), "later", "Later.", _EMPTY)]).run(call("later"))
-    assert result.is_error and "awaitable" in result.content
+        Args:
+            number: The number.
+        """
+        await asyncio.sleep(0)
+        return number
+
+    class Waits:
+        async def __call__(self) -> int:
+            return await later(3)
+
+    tools = ToolSet(
+        [
+            later,
+            Tool(functools.partial(later, number=2), "bound"),
+            Tool(Waits(), "object", "Gives three.", _EMPTY),
+            Tool(lambda: later(4), "returned", "Gives four.", _EMPTY),
+        ]
+    )
+    calls = [call("later", number=5), call("later"), *map(call, ("bound", "object", "returned"))]
+    assert [tools.run(item).content for item in calls] == ["5", "1", "2", "3", "4"]
+
+    async def inside_a_loop() -> str:
+        return tools.run(call("later")).content
+
+    assert asyncio.run(inside_a_loop()) == "1"
+
+
+def test_what_a_coroutine_raises_is_a_result_too() -> None:
+    async def fails(error: BaseException) -> None:
+        raise error
+
+    def tool(error: BaseException) -> ToolSet:
+        return ToolSet([Tool(functools.partial(fails, error=error), "fails", "Fails.", _EMPTY)])
+
+    assert tool(OSError("gone")).run(call("fails")).content == "fails failed: OSError: gone"
+    assert "CancelledError" in tool(asyncio.CancelledError()).run(call("fails")).content
+    with pytest.raises(KeyboardInterrupt):
+        tool(KeyboardInterrupt()).run(call("fails"))
+
+
+def test_an_exception_that_cannot_be_shown_is_named() -> None:
+    class Shy(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def fails() -> None:
+        raise Shy
+
+    result = ToolSet([Tool(fails, "fails", "Fails.", _EMPTY)]).run(call("fails"))
+    assert result.is_error and result.content == "fails failed: Shy"
 
 
 _EMPTY = {"type": "object", "properties": {}}
@@ -237,13 +286,13 @@ def positional(a: int, /) -> int:
     return a
 
 
-async def waiting(a: int) -> int:
+async def yielding(a: int) -> AsyncIterator[int]:
     """Do it.
 
     Args:
         a: Something.
     """
-    return a
+    yield a
 
 
 @pytest.mark.parametrize(
@@ -256,8 +305,13 @@ async def waiting(a: int) -> int:
         (unknown_hint, "Nowhere"),
         (many, "values"),
         (positional, "positional-only"),
-        (waiting, "coroutine"),
-        (functools.partial(waiting, a=1), "coroutine"),
+        (yielding, "async generator"),
+        (functools.partial(yielding, a=1), "async generator"),
+        (Tool(search, timeout_seconds=0), "timeout_seconds=0"),
+        (Tool(search, timeout_seconds=True), "timeout_seconds=True"),
+        (Tool(search, timeout_seconds="5"), "timeout_seconds='5'"),  # type: ignore[arg-type]
+        (Tool(search, timeout_seconds=float("nan")), "timeout_seconds=nan"),
+        (Tool(search, parallel=None), "parallel=None"),  # type: ignore[arg-type]
         (functools.partial(search, "q"), "by position"),
         (lambda a: a, "<lambda>"),
         (Notebook(), "usable name"),
