@@ -7,6 +7,7 @@ together here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from sfi_agent.session.call_forms import ArgumentStyle
 __all__ = [
     "Format",
     "argument_format",
+    "argument_markup",
     "keywords_not_held",
     "pattern_format",
     "sequence_format",
@@ -66,6 +68,15 @@ _TAGS: Mapping[ArgumentStyle, _Tags] = {
         f"</{_DSML}parameter>",
     ),
 }
+
+
+def argument_markup(style: ArgumentStyle) -> frozenset[bytes]:
+    """Tags of the arguments, which tokens may be."""
+    tags = _TAGS.get(style)
+    if tags is None:
+        return frozenset()
+    joined = "".join((tags.text_open, tags.value_open, tags.text_close, tags.value_close))
+    return frozenset(tag.encode() for tag in re.findall(r"<[^<>]*>", joined))
 
 
 def argument_format(

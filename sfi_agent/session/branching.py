@@ -89,7 +89,7 @@ def _take_turns(branches: Sequence[Session], message: UserInput, begun: BegunTur
         decodings = []
         for branch in branches:
             lease = held.enter_context(branch._owner.held_for("branch"))
-            turn = branch._moves(request, lease, begun)
+            turn = branch._moves(request, branch._spans(), lease, begun)
             decodings.append(held.enter_context(closing(_as_decoding(turn))))
             begun = replace(begun, prefilled_tokens=0)
         BatchDecoding(decodings, branches[0].engine.runner.execute).run()

@@ -101,8 +101,13 @@ def _make(engine: Engine, tokenizer: PreTrainedTokenizerBase, chat: Chat) -> Hel
     for form in forms:
         if not _reads(output_format, "".join(form.sample(name)), name):
             raise _not_held(f"a format whose calls are read otherwise than {form.sample(name)!r}")
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     compiler = XGrammarCompiler(
-        tokenizer, engine.shape.vocabulary_size, chat.stop_ids, output_format.hidden_ids
+        tokenizer,
+        engine.shape.vocabulary_size,
+        chat.stop_ids,
+        output_format.hidden_ids,
+        frozenset(special) - output_format.hidden_ids,
     )
     schemas = {
         schema["function"]["name"]: schema["function"]["parameters"]

@@ -27,7 +27,10 @@ _SAMPLE_ARGUMENTS: dict[ArgumentStyle, str] = {
     "minimax_xml": '<parameter name="a">b</parameter>',
     "deepseek_xml": '<｜DSML｜parameter name="a" string="true">b</｜DSML｜parameter>',
 }
-_PARTS = re.compile(r"(%[NDI])")
+_PARTS = re.compile(r"(%[NDIH])")
+_HEADER_REST = (
+    r"(?: ?<\|channel\|>(?:commentary|analysis))?(?: ?(?:<\|constrain\|>)?json)?<\|message\|>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class CallForm:
     """One way to write calls.
 
     Layouts are text in which a blank is at most one blank or line break, %N the tool's name, %D a
-    number and %I an id of nine letters and digits.
+    number, %I an id of nine letters and digits, and %H the rest of a message's header.
 
     Attributes:
         opening: Text behind which calls are held.
@@ -74,7 +77,12 @@ class CallForm:
 
 def layout_pattern(layout: str, tool_name: str) -> str:
     """A regular expression for what a layout allows."""
-    patterns = {"%N": re.escape(tool_name), "%D": r"\d+", "%I": "[a-zA-Z0-9]{9}"}
+    patterns = {
+        "%N": re.escape(tool_name),
+        "%D": r"\d+",
+        "%I": "[a-zA-Z0-9]{9}",
+        "%H": _HEADER_REST,
+    }
     return "".join(
         patterns[part] if part in patterns else re.escape(part).replace(r"\ ", r"[ \n]?")
         for part in _PARTS.split(layout)
@@ -82,7 +90,12 @@ def layout_pattern(layout: str, tool_name: str) -> str:
 
 
 def _written(layout: str, tool_name: str) -> str:
-    values = {"%N": tool_name, "%D": "0", "%I": "abcdefghi"}
+    values = {
+        "%N": tool_name,
+        "%D": "0",
+        "%I": "abcdefghi",
+        "%H": " <|constrain|>json<|message|>",
+    }
     return "".join(values.get(part, part) for part in _PARTS.split(layout))
 
 
@@ -103,6 +116,9 @@ def call_forms(
         stop_texts: Texts of the tokens that end a turn: none of them is a closing.
         first_closing_ends: See `CallForm`.
     """
+    if call_format == "harmony":
+        # The header names the tool. The token behind the arguments ends the turn.
+        return (CallForm("to=", "", "functions.%N%H"),)
     make = _FORMS.get(call_format)
     if make is None or not style.regions:
         return ()

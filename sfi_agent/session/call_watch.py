@@ -150,5 +150,4 @@ class CallWatch:
         if self._held is not None:
             return held_calls.allowed(self._held)
         # A call that has gone wrong, by tokens that were given, is nobody's to repair.
-        free = self._in_call or self._splitter.in_reasoning
-        return None if free else held_calls.guard(self._tail)
+        return held_calls.guard(self._tail) if self._splitter.may_open_call else None

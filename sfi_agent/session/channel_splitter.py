@@ -80,6 +80,10 @@ class ChannelSplitter:
         # The header names the tool, which belongs to the call as much as its arguments do.
         return self._state == "call" or (self._state == "header" and "to=" in self._buffer)
 
+    @property
+    def may_open_call(self) -> bool:
+        return self._state == "header" and not self.in_call
+
     def copy(self) -> ChannelSplitter:
         """See `OutputSplitter`."""
         return copy.copy(self)

@@ -63,6 +63,9 @@ def drive_here(
                 yield from tools.run(move)
             else:
                 yield move
+    except BaseException as error:
+        host.spans.note_failure(error)
+        raise
     finally:
         moves.close()
         tools.close()

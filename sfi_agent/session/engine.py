@@ -16,9 +16,11 @@ from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import ConfigError, InputError, TemplateError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
+from sfi_agent.observe.telemetry import Telemetry, default_telemetry
 from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
 from sfi_agent.session.engine_thread import EngineThread
 from sfi_agent.session.parking import ParkingLimits, ParkingLot
+from sfi_agent.session.policy_check import check_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +50,8 @@ class Engine:
             graphs on a CUDA device, and is eager elsewhere; "eager" never captures.
         check_numbers: Whether attention that gives numbers which are not finite raises
             `NumericsError`, for debugging; steps are then eager, and the host waits for each layer.
+        telemetry: How sessions tell OpenTelemetry what they do; None tells the program's own
+            providers, if there are any, without content.
         parking: When idle sessions are parked by themselves; None leaves it to `park`.
 
     Attributes:
@@ -65,6 +69,7 @@ class Engine:
         prefill_chunk_tokens: int | None = None,
         execution: Literal["auto", "eager"] = "auto",
         check_numbers: bool = False,
+        telemetry: Telemetry | None = None,
         parking: ParkingLimits | None = None,
     ) -> None:
         if model.training:
@@ -87,6 +92,7 @@ class Engine:
             check_numbers=check_numbers,
         )
         self.thread = EngineThread()
+        self.telemetry = telemetry if telemetry is not None else default_telemetry()
         self.parking = ParkingLot(self.runner, parking or ParkingLimits())
         if AttentionSwitch.of(model).users == 0:
             # With open sessions on it the model has been checked already.
@@ -103,6 +109,7 @@ class Engine:
         prefill_chunk_tokens: int | None = None,
         execution: Literal["auto", "eager"] = "auto",
         check_numbers: bool = False,
+        telemetry: Telemetry | None = None,
         parking: ParkingLimits | None = None,
     ) -> Engine:
         """Load a checkpoint from a directory or from the Hugging Face Hub.
@@ -111,7 +118,7 @@ class Engine:
             path: Directory or Hub id.
             device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
-            prefill_chunk_tokens, execution, check_numbers, parking: See `Engine`.
+            prefill_chunk_tokens, execution, check_numbers, telemetry, parking: See `Engine`.
 
         Raises:
             CheckpointError: Nothing loadable is there, or a part of it is missing or damaged.
@@ -127,6 +134,7 @@ class Engine:
             prefill_chunk_tokens=prefill_chunk_tokens,
             execution=execution,
             check_numbers=check_numbers,
+            telemetry=telemetry,
             parking=parking,
         )
 
@@ -334,24 +342,7 @@ class Engine:
         Raises:
             ConfigError: It is no SessionConfig, or names a dense layer the model does not have.
         """
-        if not isinstance(config, SessionConfig):
-            raise ConfigError(
-                explain(
-                    "opened a session with something that is not a configuration",
-                    got=repr(config),
-                    allowed="a SessionConfig",
-                    remedy="use SessionConfig(...), SessionConfig.load(path) or a preset",
-                )
-            )
-        missing = [layer for layer in config.memory.dense_layers if layer >= self.shape.num_layers]
-        if missing:
-            raise ConfigError(
-                explain(
-                    "opened a session with memory.dense_layers that the model lacks",
-                    got=f"layers {missing}",
-                    allowed=f"0 to {self.shape.num_layers - 1}",
-                )
-            )
+        check_policy(config, self.shape)
 
     def check_template(self) -> TemplateReport:
         """Try the tokenizer's chat template on probes: what sessions can and cannot do with it.

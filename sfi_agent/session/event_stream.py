@@ -129,6 +129,7 @@ class EventStream:
                 asyncio.get_running_loop(),
                 ends_only=call.ends_only,
                 shares_steps=call.shares_steps,
+                note_failure=call.host.spans.note_failure,
             )
             call.thread.add(lane)
         except BaseException:

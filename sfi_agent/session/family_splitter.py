@@ -59,6 +59,10 @@ class FamilySplitter:
     def in_call(self) -> bool:
         return self._state in ("call", "bare_json")
 
+    @property
+    def may_open_call(self) -> bool:
+        return self._state in ("start", "text")
+
     def copy(self) -> FamilySplitter:
         """See `OutputSplitter`."""
         return copy.copy(self)

@@ -31,6 +31,7 @@ class Lane:
         ends_only: Whether the reader wants to hear of the ends of turns alone.
         shares_steps: Whether steps may be executed together with those of other sessions: not
             where code from elsewhere, which may raise, runs inside them.
+        note_failure: Told the error because of which the turns are about to be closed.
 
     Attributes:
         channel: Events, rounds of tools, and at last `Ended`.
@@ -50,6 +51,7 @@ class Lane:
         *,
         ends_only: bool,
         shares_steps: bool,
+        note_failure: Callable[[BaseException], None],
     ) -> None:
         self.runner = runner
         self.loop = loop
@@ -65,6 +67,7 @@ class Lane:
         self._lease = lease
         self._ends_only = ends_only
         self._shares_steps = shares_steps
+        self._note_failure = note_failure
         self._context = copy_context()
         lease.is_left = self._is_left
 
@@ -122,6 +125,8 @@ class Lane:
         if self.ended.done():
             return
         self.request = None
+        if error is not None:
+            self._note_failure(error)
         try:
             self._context.run(self._moves.close)
         except BaseException as failure:

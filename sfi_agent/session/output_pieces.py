@@ -39,6 +39,11 @@ class OutputSplitter(Protocol):
         """Whether what comes next belongs to a call, or to what may turn out to be one."""
         ...
 
+    @property
+    def may_open_call(self) -> bool:
+        """Whether a call may open here: not inside one, and not in reasoning."""
+        ...
+
     def feed(self, text: str) -> list[OutputPiece]:
         """Take more raw text and return what is certain now."""
         ...

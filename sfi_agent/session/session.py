@@ -18,6 +18,7 @@ from sfi_agent.session.overflow import OverflowPolicy, checked_policy, hook_is_a
 from sfi_agent.session.ownership import LONGEST_WAIT_SECONDS, Lease
 from sfi_agent.session.reply import Reply, sum_replies
 from sfi_agent.session.requests import TurnRequest
+from sfi_agent.session.session_spans import SessionSpans
 from sfi_agent.session.token_core import TokenCore
 from sfi_agent.session.token_session import TokenSession
 from sfi_agent.session.tool_running import Approve, ToolHost
@@ -56,6 +57,7 @@ class Session(TokenSession):
     ) -> None:
         super().__init__(engine, core, chat)
         self._overflow = checked_policy(overflow)
+        self._shares_steps = _selects_safely(core.config)
         self._last_reply: Reply | None = None
         self._streams: weakref.WeakSet[Generator[Event, None, None] | EventStream]
         self._streams = weakref.WeakSet()
@@ -241,28 +243,37 @@ class Session(TokenSession):
 
     def _events(self, request: TurnRequest) -> Generator[Event, None, None]:
         """Events of a call, driven by whoever asks for them."""
+        return self._driven(request, self._spans())
+
+    def _driven(self, request: TurnRequest, spans: SessionSpans) -> Generator[Event, None, None]:
         with self._owner.held_for(request.action) as lease:
             self._cancelled.clear(request.timeout_seconds)
-            moves = self._moves(request, lease)
-            yield from drive_here(moves, self._core.runner, self._tool_host(), request.approve)
+            moves = self._moves(request, spans, lease)
+            host = self._tool_host(spans)
+            yield from drive_here(moves, self._core.runner, host, request.approve)
 
     async def _reply_to(self, request: TurnRequest) -> Reply:
         events = EventStream(self._async_call(request, ends_only=True))
         return _reply_of([event async for event in events])
 
     def _async_call(self, request: TurnRequest, *, ends_only: bool) -> AsyncCall:
+        spans = self._spans()
         return AsyncCall(
             request,
-            partial(self._moves, request),
-            self._tool_host(),
+            partial(self._moves, request, spans),
+            self._tool_host(spans),
             self._core.runner,
             self.engine.thread,
-            self._shares_steps(),
+            self._shares_steps,
             ends_only,
         )
 
     def _moves(
-        self, request: TurnRequest, lease: Lease, begun: BegunTurn | None = None
+        self,
+        request: TurnRequest,
+        spans: SessionSpans,
+        lease: Lease,
+        begun: BegunTurn | None = None,
     ) -> TurnMoves[None]:
         """The turns of a call that owns the session."""
         self._core.open()
@@ -278,6 +289,7 @@ class Session(TokenSession):
             self._cancelled,
             lease,
             self._overflow,
+            spans,
         )
         before = len(self._core.ids)
         try:
@@ -302,15 +314,14 @@ class Session(TokenSession):
             )
         return self._chat
 
-    def _tool_host(self) -> ToolHost:
-        tools = self._chat.tools if self._chat is not None else ToolSet()
-        return ToolHost(tools, self.config.tools.timeout_seconds, self._cancelled, self._owner)
+    def _spans(self) -> SessionSpans:
+        """Spans of one call; made where it is called, for the parent span is found there."""
+        return SessionSpans(self._core, self._chat, self.engine.telemetry)
 
-    def _shares_steps(self) -> bool:
-        """Whether no plugin from elsewhere, which may raise, selects inside of a step."""
-        if self.config.mode == "dense":
-            return True
-        return load_plugins().find("selector", self.config.selector.name).origin == BUILT_IN
+    def _tool_host(self, spans: SessionSpans) -> ToolHost:
+        tools = self._chat.tools if self._chat is not None else ToolSet()
+        seconds = self.config.tools.timeout_seconds
+        return ToolHost(tools, seconds, self._cancelled, self._owner, spans)
 
     def _refuse_on_engine_thread(self) -> None:
         if self.engine.thread.is_current:
@@ -321,3 +332,10 @@ class Session(TokenSession):
 
 def _reply_of(events: Iterable[Event]) -> Reply:
     return sum_replies(event.reply for event in events if isinstance(event, TurnEnd))
+
+
+def _selects_safely(config: SessionConfig) -> bool:
+    """Whether no plugin from elsewhere, which may raise, selects inside of a step."""
+    if config.mode == "dense":
+        return True
+    return load_plugins().find("selector", config.selector.name).origin == BUILT_IN

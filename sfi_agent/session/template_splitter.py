@@ -98,6 +98,10 @@ class TemplateSplitter:
             twin._note(event)
         return twin._field == _CALLS_FIELD
 
+    @property
+    def may_open_call(self) -> bool:
+        return not self.in_reasoning and not self.in_call
+
     def copy(self) -> TemplateSplitter:
         """See `OutputSplitter`."""
         twin = copy.copy(self)

@@ -16,6 +16,7 @@ from sfi_agent.errors import InputError, explain
 from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.events import Event, ToolCall, ToolResult, ToolStart
 from sfi_agent.session.ownership import Ownership
+from sfi_agent.session.session_spans import SessionSpans
 from sfi_agent.session.tool_round import ToolRound
 from sfi_agent.session.tool_schema import is_async
 from sfi_agent.session.tools import PreparedCall, ToolSet, failed_call
@@ -38,12 +39,14 @@ class ToolHost:
         timeout_seconds: Time for tools that name none; None sets no limit.
         cancellation: Ends the round.
         ownership: Knows what is called from inside a tool.
+        spans: Of the call that the tools belong to.
     """
 
     tools: ToolSet
     timeout_seconds: float | None
     cancellation: Cancellation
     ownership: Ownership
+    spans: SessionSpans
 
 
 async def run_round(
@@ -131,7 +134,7 @@ class _Running:
                 if not self._work.start(prepared.call):
                     raise _Stopped
                 self._emit(ToolStart(prepared.call))
-                task = loop.create_task(self._one(prepared))
+                task = loop.create_task(self._watched(prepared))
                 calls[task], ends[task] = prepared, loop.time() + self._limit_seconds(prepared)
             while calls:
                 patience = min(ends[task] for task in calls) - loop.time()
@@ -149,6 +152,15 @@ class _Running:
                 task.cancel()
             if left:
                 await asyncio.wait(left, timeout=GRACE_SECONDS)
+
+    async def _watched(self, prepared: PreparedCall) -> Outcome:
+        with self._host.spans.tool(prepared.call) as span:
+            outcome = await self._one(prepared)
+            if outcome.error is not None:
+                span.failed(outcome.error)
+            elif isinstance(outcome.value, ToolResult):
+                span.see(outcome.value)
+            return outcome
 
     async def _one(self, prepared: PreparedCall) -> Outcome:
         self._host.ownership.enter_tool()

@@ -22,6 +22,7 @@ from sfi_agent.session.output_reader import OutputReader
 from sfi_agent.session.overflow import Overflow, OverflowPolicy, ask_hook, checked_messages
 from sfi_agent.session.ownership import Lease
 from sfi_agent.session.reply import CancelledBy, FinishReason, Reply, Usage
+from sfi_agent.session.session_spans import EventSpan, SessionSpans
 from sfi_agent.session.text_stream import TextStream
 from sfi_agent.session.token_core import TokenCore
 from sfi_agent.session.tool_round import ToolRound
@@ -64,6 +65,7 @@ class TurnRunner:
         cancellation: Asked between steps and tools; ends the turn.
         lease: The right to work on the session; rests while tools run.
         overflow: What happens when a turn does not fit.
+        spans: Of the call that the turns belong to.
         smallest_kept_tokens: How far back the ids of an earlier turn were given up; None before
             the first turn.
     """
@@ -75,6 +77,7 @@ class TurnRunner:
     cancellation: Cancellation
     lease: Lease
     overflow: OverflowPolicy
+    spans: SessionSpans
     smallest_kept_tokens: int | None = None
     _turns: int = field(default=0, init=False)
 
@@ -89,17 +92,21 @@ class TurnRunner:
         one's finish reason is "max_turns" and the calls are not run. Cancelled while tools run, it
         ends with an empty turn.
         """
-        for turn in range(1, max_turns + 1):
-            reply = yield from self.turn(given)
-            if reply.finish_reason == "tool_calls" and turn == max_turns:
-                reply = replace(reply, finish_reason="max_turns")
-            yield TurnEnd(reply)
-            if reply.finish_reason != "tool_calls":
-                return
-            given = yield from self._tool_results(reply.tool_calls)
-            if (by := self.cancellation.by) is not None:
-                yield TurnEnd(Reply("", finish_reason="cancelled", cancelled_by=by))
-                return
+        with self.spans.run(max_turns) as span:
+            for turn in range(1, max_turns + 1):
+                reply = yield from self.turn(given)
+                if reply.finish_reason == "tool_calls" and turn == max_turns:
+                    reply = replace(reply, finish_reason="max_turns")
+                span.see(TurnEnd(reply))
+                yield TurnEnd(reply)
+                if reply.finish_reason != "tool_calls":
+                    return
+                given = yield from self._tool_results(reply.tool_calls)
+                if (by := self.cancellation.by) is not None:
+                    reply = Reply("", finish_reason="cancelled", cancelled_by=by)
+                    span.see(TurnEnd(reply))
+                    yield TurnEnd(reply)
+                    return
 
     def turn(self, given: UserInput, begun: BegunTurn | None = None) -> TurnMoves[Reply]:
         """One assistant turn, whose reply is for the caller to tell.
@@ -113,6 +120,12 @@ class TurnRunner:
             ContextOverflowError: They do not fit the model's context; nothing has changed.
             TemplateError: The template cannot render them; nothing has changed.
         """
+        with self.spans.turn(given) as span:
+            reply = yield from self._turn(given, begun, span)
+            span.see(TurnEnd(reply))
+            return reply
+
+    def _turn(self, given: UserInput, begun: BegunTurn | None, span: EventSpan) -> TurnMoves[Reply]:
         started = time.perf_counter()
         plan: TurnPlan = begun.plan if begun else (yield Errand(partial(self._plan, given)))
         past, past_trace = self.chat.transcript.copy(), tuple(self.core.trace)
@@ -121,7 +134,7 @@ class TurnRunner:
         cached -= begun.prefilled_tokens if begun else 0
         reader, records = self.chat.reader(plan), list[StepRecord]()
         try:
-            yield from self._answer(limits, reader, records)
+            yield from self._answer(limits, reader, records, span)
         finally:
             # Also when the caller stops listening or a step raises: what was generated stays.
             if records:
@@ -143,7 +156,11 @@ class TurnRunner:
         return reply
 
     def _answer(
-        self, limits: DecodeLimits, reader: OutputReader, records: list[StepRecord]
+        self,
+        limits: DecodeLimits,
+        reader: OutputReader,
+        records: list[StepRecord],
+        span: EventSpan,
     ) -> TurnMoves[None]:
         """Decode; reader and records know of every kept token, however it ends."""
         stream = TextStream(self.tokenizer)
@@ -156,7 +173,9 @@ class TurnRunner:
                     if isinstance(move, StepRecord):
                         text = stream.push(move.token_id)
                         events = reader.feed(move.token_id, text)
-                        yield Step(move, move.token_id, text)
+                        step = Step(move, move.token_id, text)
+                        span.see(step)
+                        yield step
                         yield from events
                     else:
                         outcome = yield move

@@ -16,6 +16,7 @@ from sfi_agent.observe.log import log_event
 from sfi_agent.session.argument_formats import (
     Format,
     argument_format,
+    argument_markup,
     keywords_not_held,
     pattern_format,
     sequence_format,
@@ -41,6 +42,7 @@ class XGrammarCompiler:
         vocabulary_size: Of the model, padding included.
         stop_ids: Tokens that end a turn.
         control_ids: Tokens that never belong to a call.
+        markup_ids: Tokens that never belong to a text inside one.
 
     Raises:
         MissingExtraError: xgrammar is not installed.
@@ -53,6 +55,7 @@ class XGrammarCompiler:
         vocabulary_size: int,
         stop_ids: frozenset[int],
         control_ids: frozenset[int],
+        markup_ids: frozenset[int] = frozenset(),
     ) -> None:
         try:
             import xgrammar
@@ -78,6 +81,7 @@ class XGrammarCompiler:
         self._token_bytes: list[bytes] = list(info.decoded_vocab)
         self._utf8_tokens = Utf8Tokens(self._token_bytes)
         self._control_ids = [index for index in control_ids - stop_ids if index < vocabulary_size]
+        self._markup_ids = [index for index in markup_ids - stop_ids if index < vocabulary_size]
 
     @property
     def token_bytes(self) -> Sequence[bytes]:
@@ -98,8 +102,12 @@ class XGrammarCompiler:
         never = torch.tensor([barred.search(text) is not None for text in texts])
         never[self._control_ids] = True
         closing_ids = [index for index, text in enumerate(texts) if text and text == closing]
+        markup = torch.zeros(len(texts), dtype=torch.bool)
+        own = argument_markup(form.arguments)
+        markup[[index for index in self._markup_ids if texts[index] not in own]] = True
+        markup[closing_ids] = False
         return XGrammarCallGrammar(
-            self._library, compiled, never, closing_ids, texts, self._utf8_tokens
+            self._library, compiled, never, markup, closing_ids, texts, self._utf8_tokens
         )
 
     def _compiled(self, form: CallForm, schemas: Mapping[str, Any], what: str) -> Any:
@@ -124,6 +132,7 @@ class XGrammarCallGrammar:
         library: The module.
         compiled: The grammar, for any number of matchers.
         never: Tokens that are never allowed, `[vocabulary]` bool.
+        markup: Tokens that are not allowed in a text, `[vocabulary]` bool.
         closing_ids: Tokens whose text is the form's closing.
         token_bytes: Of the compiler.
         utf8_tokens: Of its tokens: xgrammar lets bytes into texts that are no characters.
@@ -132,6 +141,7 @@ class XGrammarCallGrammar:
     library: Any
     compiled: Any
     never: Tensor
+    markup: Tensor
     closing_ids: Sequence[int]
     token_bytes: Sequence[bytes]
     utf8_tokens: Utf8Tokens
@@ -169,6 +179,8 @@ class XGrammarCallMatcher:
         bits = (words[0][:, None] >> torch.arange(32, dtype=torch.int32)) & 1
         allowed: Tensor = bits.bool().flatten()[:size] & ~grammar.never
         allowed &= grammar.utf8_tokens.allowed_behind(self._open_end)
+        if bool((allowed & grammar.markup).any()) and self._in_text():
+            allowed &= ~grammar.markup
         for token_id in grammar.closing_ids:
             # As text it may stand in a string as well, where readers would take it for the end.
             if allowed[token_id] and not self._ends_with(token_id):
@@ -204,6 +216,13 @@ class XGrammarCallMatcher:
         if taken:
             self._open_ends.append(Utf8Tokens.open_end(self._open_end + text))
         return taken
+
+    def _in_text(self) -> bool:
+        """Whether anything may be written here, and not only what the form says."""
+        if not self._inner.accept_string("z"):
+            return False
+        self._inner.rollback(1)
+        return True
 
     def _ends_with(self, token_id: int) -> bool:
         """Whether this token would complete the call."""

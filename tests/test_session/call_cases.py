@@ -46,6 +46,7 @@ OPENINGS: dict[str, str] = {
     "mistral, list": "[TOOL_CALLS]",
     "JSON behind a tag": "<|tool_call|>",
     "JSON between tags": "<function_call>",
+    "harmony": "<|channel|>commentary to=",
 }
 """With what a call opens, by format."""
 
@@ -80,6 +81,10 @@ def _tokenizer_of(name: str) -> Any:
         return chatml_tokenizer(
             template.source, special_tokens=template.special, markup_tokens=template.markup
         )
+    if name == "harmony":
+        marks = "{# <|channel|>commentary to=functions.f<|message|> #}"
+        special = ("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>")
+        return chatml_tokenizer(chat_templates.CHATML + marks, special_tokens=special)
     template_name = "CHATML" if name == "response template" else name
     special, eos, bos = TEMPLATES[template_name]
     return chatml_tokenizer(

@@ -15,22 +15,13 @@ from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.call_forms import CallForm
 from sfi_agent.session.call_watch import CallWatch
 from sfi_agent.session.held_calls import HeldCalls
-from tests import chat_templates
 from tests.test_guarantees.test_verify_chat import Drafting
 from tests.test_session.call_cases import call_engine, recording_tool, short_policy
 from tests.test_session.conversations import encode
-from tests.tiny_tokenizers import chatml_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 JSON_CALL = '{"name": "greet", "arguments": {"name": "x </tool_call> y"}}'
 BROKEN = '{"name": greet'
-
-
-def engine_of(name: str) -> Engine:
-    if name != "harmony":
-        return call_engine(name)
-    source = chat_templates.CHATML + "{# <|channel|>commentary to=functions.f<|message|> #}"
-    return Engine(call_engine("CHATML").model, chatml_tokenizer(source))
 
 
 def watch_of(engine: Engine, trace: Sequence[StepRecord] = ()) -> CallWatch:
@@ -82,7 +73,7 @@ CASES: list[tuple[str, str, list[str]]] = [
 def test_a_call_is_exact_from_its_opening_to_its_closing(case: int) -> None:
     """However the text is cut into tokens, and wherever it was gone back to."""
     name, prompt, parts = CASES[case]
-    engine, lots = engine_of(name), random.Random(case)
+    engine, lots = call_engine(name), random.Random(case)
     assert engine.tokenizer is not None
     edges = [sum(map(len, parts[:index])) for index in range(len(parts))]
     text = "".join(parts)

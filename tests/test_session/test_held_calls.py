@@ -295,14 +295,14 @@ def test_without_tools_there_is_nothing_to_hold() -> None:
         session.fork(short_policy())
 
 
-@pytest.mark.parametrize("name", ["pythonic", "gemma", "harmony"])
+@pytest.mark.parametrize("name", ["pythonic", "gemma", "recipients"])
 def test_a_format_without_a_grammar_is_refused(name: str) -> None:
     from tests.tiny_tokenizers import chatml_tokenizer
 
     marks = {
         "pythonic": "<|tool_call_start|>[f(a=1)]<|tool_call_end|>",
         "gemma": "<|tool_call>call:f{a:1}<tool_call|>",
-        "harmony": "<|channel|>commentary to=functions.f<|message|>",
+        "recipients": "to=self<|message|>",
     }
     from tests import chat_templates
 
