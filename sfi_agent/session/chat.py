@@ -21,7 +21,7 @@ from sfi_agent.session.output_reader import OutputFormat, OutputReader, ParsedOu
 from sfi_agent.session.reply import ReuseLostReason
 from sfi_agent.session.stop_ids import stop_ids
 from sfi_agent.session.tools import Tool, ToolSet
-from sfi_agent.session.transcript import Transcript, next_call_number
+from sfi_agent.session.transcript import Reread, Transcript, next_call_number
 from sfi_agent.session.turn_plan import TurnPlan
 from sfi_agent.session.user_input import UserInput, normalise_messages
 from sfi_agent.session.volatile_prompt import clocks_in_prompt
@@ -232,7 +232,7 @@ class Chat:
         elif generated_ids:
             start = last.start if last.kind == "output" else last.end
             ids = [*transcript.token_ids[start:], *generated_ids]
-            message, calls = self._reread(ids, start=start)
+            message, calls = self._rereader(start)(ids)
             self.cut(start)
             transcript.append_output(ids, message, calls)
 
@@ -297,26 +297,33 @@ class Chat:
         return _result_message(self._unsent_results.get(call.id, not_run))
 
     def _cut(self, tokens: int) -> None:
-        starts = [span.start for span in self.transcript.spans if span.start < tokens]
-        reread = partial(self._reread, start=max(starts, default=0))
-        self.transcript.cut(tokens, reread)
+        self.transcript.cut(tokens, self._rereader(self.transcript.start_of(tokens)))
 
-    def _reread(
-        self, ids: Sequence[int], *, start: int
-    ) -> tuple[dict[str, Any], tuple[ToolCall, ...]]:
-        """Message and calls of an output that begins at position `start`, read as they were first:
-        behind the same prompt, calls numbered from the same number."""
-        before = [span for span in self.transcript.spans if span.end <= start]
+    def _rereader(self, start: int) -> Reread:
+        """Reads outputs that begin at position `start` as they were read first: behind the same
+        prompt, calls numbered from the same number."""
+        before = self.transcript.spans_before(start)
         messages = [message for span in before for message in span.messages]
         prompt_ids = self.transcript.token_ids[before[-1].start : start] if before else ()
-        parsed = parse_output(
-            self._format,
-            self._tokenizer,
-            ids,
-            prompt_text=self._prompt_text(prompt_ids),
-            first_call_number=next_call_number(messages),
-        )
-        return parsed.as_message(), parsed.calls
+        number = next_call_number(messages)
+        return partial(_read_output, self._format, self._tokenizer, prompt_ids, number)
+
+
+def _read_output(
+    output_format: OutputFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    first_call_number: int,
+    ids: Sequence[int],
+) -> tuple[dict[str, Any], tuple[ToolCall, ...]]:
+    parsed = parse_output(
+        output_format,
+        tokenizer,
+        ids,
+        prompt_text=str(tokenizer.decode(list(prompt_ids), skip_special_tokens=False)),
+        first_call_number=first_call_number,
+    )
+    return parsed.as_message(), parsed.calls
 
 
 def make_chat(

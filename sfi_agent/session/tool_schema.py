@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfi_agent.errors import ToolDefinitionError, explain
+from sfi_agent.session.signature_schema import parameters_of_signature
 
 __all__ = ["Tool", "ToolEntry", "describe_tool", "is_async"]
 
@@ -157,11 +158,15 @@ def _read_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[str, A
     from transformers.utils.chat_template_utils import get_json_schema
 
     try:
-        schema = get_json_schema(base)
+        described: dict[str, Any] = get_json_schema(base)["function"]
     except Exception as error:
         # Hints that name unknown types raise NameError, broken "(choices: ...)" a JSON error.
-        raise _definition_error(name, f"{type(error).__name__}: {error}", _EXAMPLE) from error
-    described: dict[str, Any] = schema["function"]
+        try:
+            parameters = parameters_of_signature(base)
+        except ValueError:
+            raise _definition_error(name, f"{type(error).__name__}: {error}", _EXAMPLE) from error
+        text = (inspect.getdoc(base) or "").partition("Args:")[0].strip()
+        described = {"description": text, "parameters": parameters}
     if not (tool.description or described.get("description")):
         raise _definition_error(name, "its docstring says nothing before Args:", _EXAMPLE)
     return described

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfi_agent.errors import InputError, ToolDefinitionError, explain
+from sfi_agent.session.call_arguments import validate_arguments
 from sfi_agent.session.events import ToolCall, ToolResult
-from sfi_agent.session.json_schema import check_arguments
 from sfi_agent.session.tool_schema import Tool, ToolEntry, describe_tool
 from sfi_agent.session.worker_loop import wait_elsewhere
 
@@ -140,9 +140,8 @@ class ToolSet:
         if entry is None:
             known = ", ".join(self.names) or "none, this conversation has no tools"
             return failed_call(call, f"There is no tool {call.name!r}. Known tools: {known}.")
-        arguments, problems = check_arguments(
-            call.arguments, entry.schema["function"]["parameters"]
-        )
+        schema = entry.schema["function"]["parameters"]
+        arguments, problems = validate_arguments(entry.tool.function, schema, call.arguments)
         if problems:
             return failed_call(call, f"{entry.name} was not run. {' '.join(problems)}")
         return PreparedCall(call, entry.tool, arguments)

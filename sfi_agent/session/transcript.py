@@ -11,16 +11,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sfi_agent.errors import InputError, explain
 from sfi_agent.session.events import ToolCall
 
-__all__ = ["SpanKind", "Transcript", "TranscriptSpan", "next_call_number"]
+__all__ = ["Reread", "SpanKind", "Transcript", "TranscriptSpan", "next_call_number"]
 
 _CALL_ID = re.compile(r"call_(\d{1,9})")
 
 SpanKind = Literal["prompt", "output", "raw"]
+Reread: TypeAlias = Callable[[Sequence[int]], tuple[Mapping[str, Any], Sequence[ToolCall]]]
+"""Message and calls of an output's ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,15 @@ class Transcript:
     """Grows at its end, can be cut back to any id count, and copied.
 
     The template's text between two messages belongs to the prompt that brought it, and several
-    messages of one prompt share its ids.
+    messages of one prompt share its ids. An output that was cut inside is read again when somebody
+    asks: a cut takes no longer for long outputs.
     """
 
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._spans: list[TranscriptSpan] = []
+        self._unread: Reread | None = None
+        """Reads the last span, an output, whose message is still that of more ids."""
 
     @classmethod
     def of(cls, ids: Sequence[int], spans: Sequence[TranscriptSpan]) -> Transcript:
@@ -85,28 +90,33 @@ class Transcript:
     @property
     def spans(self) -> tuple[TranscriptSpan, ...]:
         """Spans in order; together they cover all ids."""
-        return tuple(self._spans)
+        return tuple(self._read_spans())
+
+    def spans_before(self, position: int) -> tuple[TranscriptSpan, ...]:
+        """Spans that end at a position or before it; reads nothing."""
+        return tuple(span for span in self._spans if span.end <= position)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The chat as messages: a copy, which may be changed without effect."""
-        return [deepcopy(dict(message)) for span in self._spans for message in span.messages]
+        return [deepcopy(dict(message)) for span in self._read_spans() for message in span.messages]
 
     @property
     def message_starts(self) -> tuple[int, ...]:
         """For each message, the position of the first id of its span."""
-        return tuple(span.start for span in self._spans for _ in span.messages)
+        return tuple(span.start for span in self._read_spans() for _ in span.messages)
 
     @property
     def calls_seen(self) -> int:
         """The number of the next call's id. A cut takes calls back, so that going on from there is
         the same as never having been further."""
-        return next_call_number(message for span in self._spans for message in span.messages)
+        return next_call_number(m for span in self._read_spans() for m in span.messages)
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
         """Calls of the last output that nothing has answered yet."""
-        return self._spans[-1].calls if self._spans else ()
+        spans = self._read_spans()
+        return spans[-1].calls if spans else ()
 
     @property
     def ends_with_output(self) -> bool:
@@ -137,43 +147,53 @@ class Transcript:
         where each of them lies is not known any more.
         """
         self._check_count(kept_tokens)
-        spans = [span for span in self._spans if span.end <= kept_tokens]
+        spans = [span for span in self._read_spans() if span.end <= kept_tokens]
         start = spans[-1].end if spans else 0
         known = sum(len(span.messages) for span in spans)
         ids = [*self._ids[start:kept_tokens], *new_ids]
         self._ids, self._spans = self._ids[:start], spans
         self.append_prompt(messages[known:], ids)
 
-    def cut(
-        self,
-        token_count: int,
-        reread: Callable[[Sequence[int]], tuple[Mapping[str, Any], Sequence[ToolCall]]],
-    ) -> None:
+    def start_of(self, token_count: int) -> int:
+        """Where the span begins that holds the last of the first ids; reads nothing."""
+        return max((span.start for span in self._spans if span.start < token_count), default=0)
+
+    def cut(self, token_count: int, reread: Reread) -> None:
         """Keep the first ids.
 
         Args:
             token_count: How many ids stay, 0 to all.
             reread: Makes message and calls of an output that is cut inside from its remaining
-                ids. A prompt that is cut inside keeps its messages and is marked incomplete.
+                ids, later, and whatever has become of this transcript by then. A prompt that is cut
+                inside keeps its messages and is marked incomplete.
 
         Raises:
             InputError: `token_count` is out of range.
         """
         self._check_count(token_count)
         kept = [span for span in self._spans if span.start < token_count or not span.end]
+        if len(kept) < len(self._spans):
+            self._unread = None
         if kept and kept[-1].end > token_count:
-            last = replace(kept.pop(), end=token_count, complete=False)
-            if last.kind == "output":
-                message, calls = reread(self._ids[last.start : token_count])
-                last = replace(last, messages=(dict(message),), calls=tuple(calls), complete=True)
-            kept.append(last)
+            is_output = kept[-1].kind == "output"
+            kept[-1] = replace(kept[-1], end=token_count, complete=is_output)
+            self._unread = reread if is_output else None
         self._ids, self._spans = self._ids[:token_count], kept
 
     def copy(self) -> Transcript:
         """An independent transcript of the same chat."""
         other = Transcript()
         other._ids, other._spans = list(self._ids), list(self._spans)
+        other._unread = self._unread
         return other
+
+    def _read_spans(self) -> list[TranscriptSpan]:
+        if self._unread is not None:
+            reread, self._unread = self._unread, None
+            last = self._spans[-1]
+            message, calls = reread(self._ids[last.start :])
+            self._spans[-1] = replace(last, messages=(dict(message),), calls=tuple(calls))
+        return self._spans
 
     def _append(
         self,
@@ -183,6 +203,7 @@ class Transcript:
         calls: tuple[ToolCall, ...] = (),
     ) -> None:
         start = len(self._ids)
+        self._read_spans()
         self._ids.extend(ids)
         self._spans.append(TranscriptSpan(kind, start, len(self._ids), messages, calls))
 

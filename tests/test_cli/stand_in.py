@@ -75,9 +75,11 @@ def memorised(
     def overwrite(module: Any, args: Any, kwargs: Any, result: Any) -> Any:
         last = int(kwargs["position_ids"][0, -1])
         logits = torch.full_like(result.logits, -30.0)
-        if last + 1 < len(ids):
-            sure = last % DOUBTFUL_EVERY != 0
-            logits[0, -1, ids[last + 1]] = 30.0 if sure else -22.0
+        for back in range(logits.shape[1]):
+            position = last - back
+            if position + 1 < len(ids):
+                sure = position % DOUBTFUL_EVERY != 0
+                logits[0, -1 - back, ids[position + 1]] = 30.0 if sure else -22.0
         result.logits = logits
         return result
 

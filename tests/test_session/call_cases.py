@@ -83,8 +83,8 @@ def _tokenizer_of(name: str) -> Any:
         )
     if name == "harmony":
         marks = "{# <|channel|>commentary to=functions.f<|message|> #}"
-        special = ("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>")
-        return chatml_tokenizer(chat_templates.CHATML + marks, special_tokens=special)
+        tags = ("<|channel|>", "<|message|>", "<|constrain|>", "<|start|>", "<|end|>")
+        return chatml_tokenizer(chat_templates.CHATML + marks, special_tokens=tags)
     template_name = "CHATML" if name == "response template" else name
     special, eos, bos = TEMPLATES[template_name]
     return chatml_tokenizer(

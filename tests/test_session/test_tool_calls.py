@@ -83,9 +83,7 @@ def test_parameters_in_tags_are_typed_by_the_schema() -> None:
         "\n<function=f>\n<parameter=n>\n3\n</parameter>\n"
         "<parameter=s>\n3\n  x\n</parameter>\n</function>\n"
     )
-    assert brief(json_calls(body, True, schemas)) == [
-        ("f", {"n": 3, "s": "3\n  x"})
-    ]
+    assert brief(json_calls(body, True, schemas)) == [("f", {"n": 3, "s": "3\n  x"})]
     broken = body.replace("\n3\n</parameter>", "\nthree\n</parameter>", 1)
     assert json_calls(broken, True, schemas)[0].arguments["n"] == "three"
     for cut, closed in ((body[:60], False), (body, False)):

@@ -113,7 +113,7 @@ def test_results_become_text(value: Any, content: str) -> None:
         (call("search"), ["was not run", "Missing argument query (string)"]),
         (call("search", query="x", top=3), ["Unknown argument top", "query, limit, order"]),
         (call("search", query=3), ["query must be of type string, not 3"]),
-        (call("search", query="x", limit="3"), ['limit must be of type integer, not "3"']),
+        (call("search", query="x", limit="three"), ['limit must be of type integer, not "three"']),
         (call("search", query="x", limit=True), ["limit must be of type integer, not true"]),
         (call("search", query="x", order="up"), ['order must be one of "new", "old", not "up"']),
         (ToolCall("call_3", "search", {}, "{", "its JSON is broken"), ["its JSON is broken"]),
