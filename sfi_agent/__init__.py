@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from sfi_agent.engine.warmup import WarmUpReport
     from sfi_agent.observe.telemetry import Telemetry
     from sfi_agent.observe.trace import StepRecord
+    from sfi_agent.session.asynchronous.event_stream import EventStream
     from sfi_agent.session.engine import Engine
     from sfi_agent.session.event_json import event_to_json
-    from sfi_agent.session.event_stream import EventStream
     from sfi_agent.session.events import (
         ReasoningDelta,
         Step,
@@ -64,16 +64,16 @@ if TYPE_CHECKING:
         TurnEnd,
     )
     from sfi_agent.session.marks import Mark
-    from sfi_agent.session.mcp_offer import ToolAnnotations
-    from sfi_agent.session.mcp_tools import McpTools
+    from sfi_agent.session.mcp.offer import ToolAnnotations
+    from sfi_agent.session.mcp.tools import McpTools
     from sfi_agent.session.overflow import Overflow, drop_oldest_turns
     from sfi_agent.session.parking import ParkingLimits
     from sfi_agent.session.reply import Reply, Usage
     from sfi_agent.session.session import Session
     from sfi_agent.session.stats import SessionStats
     from sfi_agent.session.store.report import SaveReport
-    from sfi_agent.session.template_report import TemplateReport
-    from sfi_agent.session.tools import Tool
+    from sfi_agent.session.templates.template_report import TemplateReport
+    from sfi_agent.session.tool_use.tools import Tool
 
 __all__ = [
     "Boundary",
@@ -142,12 +142,12 @@ __all__ = [
 
 _RESOLVED_ON_FIRST_USE = {
     "Engine": "sfi_agent.session.engine",
-    "EventStream": "sfi_agent.session.event_stream",
+    "EventStream": "sfi_agent.session.asynchronous.event_stream",
     "FastAttention": "sfi_agent.engine.instruments",
     "Instruments": "sfi_agent.engine.instruments",
     "Mark": "sfi_agent.session.marks",
     "Overflow": "sfi_agent.session.overflow",
-    "McpTools": "sfi_agent.session.mcp_tools",
+    "McpTools": "sfi_agent.session.mcp.tools",
     "ReasoningDelta": "sfi_agent.session.events",
     "ParkingLimits": "sfi_agent.session.parking",
     "Reply": "sfi_agent.session.reply",
@@ -157,11 +157,11 @@ _RESOLVED_ON_FIRST_USE = {
     "Step": "sfi_agent.session.events",
     "StepRecord": "sfi_agent.observe.trace",
     "Telemetry": "sfi_agent.observe.telemetry",
-    "TemplateReport": "sfi_agent.session.template_report",
+    "TemplateReport": "sfi_agent.session.templates.template_report",
     "WarmUpReport": "sfi_agent.engine.warmup",
     "TextDelta": "sfi_agent.session.events",
-    "Tool": "sfi_agent.session.tools",
-    "ToolAnnotations": "sfi_agent.session.mcp_offer",
+    "Tool": "sfi_agent.session.tool_use.tools",
+    "ToolAnnotations": "sfi_agent.session.mcp.offer",
     "ToolCall": "sfi_agent.session.events",
     "ToolResult": "sfi_agent.session.events",
     "ToolStart": "sfi_agent.session.events",

@@ -117,7 +117,7 @@ def _print_disk(console: Console, result: SessionBenchmark) -> None:
     )
     console.print(
         f"Loads and reads came {source}; load_full is {load.share_of_read:.2f} times as fast as "
-        f"a plain read. load_sizes only maps the files, and the first step reads them. The next "
+        f"a plain read. The first step behind a load brings the files into memory. The next "
         f"token's logits are {same}."
     )
     if result.long_turn is not None:

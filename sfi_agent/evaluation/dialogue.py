@@ -14,13 +14,13 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import InputError, TemplateError, explain
-from sfi_agent.session.chat_delta import ChatDelta
-from sfi_agent.session.chat_template import ChatTemplate, RenderFailure
 from sfi_agent.session.events import ToolCall
-from sfi_agent.session.history_match import common_prefix
-from sfi_agent.session.output_reader import OutputFormat, parse_output
-from sfi_agent.session.stop_ids import stop_ids
-from sfi_agent.session.tools import ToolSet
+from sfi_agent.session.output.output_reader import OutputFormat, parse_output
+from sfi_agent.session.templates.chat_delta import ChatDelta
+from sfi_agent.session.templates.chat_template import ChatTemplate, RenderFailure
+from sfi_agent.session.templates.history_match import common_prefix
+from sfi_agent.session.templates.stop_ids import stop_ids
+from sfi_agent.session.tool_use.tools import ToolSet
 
 if TYPE_CHECKING:
     from sfi_agent.evaluation.tasks import Case, TokenCounter, Turn

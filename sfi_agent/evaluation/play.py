@@ -28,7 +28,7 @@ from sfi_agent.evaluation.dialogue import Dialogue, Prompt
 from sfi_agent.evaluation.shared_prefill import shared_prefill_tokens
 from sfi_agent.evaluation.tasks import Case, Score, Task, Turn, task_named
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.history_match import common_prefix
+from sfi_agent.session.templates.history_match import common_prefix
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine

@@ -7,24 +7,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sfi_agent.errors import InputError, TemplateError, explain
-from sfi_agent.session.chat_delta import ChatDelta
-from sfi_agent.session.chat_template import ChatTemplate
-from sfi_agent.session.dropped_reasoning import (
+from sfi_agent.session.events import ToolCall, ToolResult
+from sfi_agent.session.output.output_reader import (
+    OutputFormat,
+    OutputReader,
+    ParsedOutput,
+    parse_output,
+)
+from sfi_agent.session.reply import ReuseLostReason
+from sfi_agent.session.templates.chat_delta import ChatDelta
+from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.templates.dropped_reasoning import (
     RewrittenChat,
     dropped_reasoning,
     rewrite_chat,
     without_reasoning,
 )
-from sfi_agent.session.events import ToolCall, ToolResult
-from sfi_agent.session.history_match import common_prefix, describe_difference
-from sfi_agent.session.output_reader import OutputFormat, OutputReader, ParsedOutput, parse_output
-from sfi_agent.session.reply import ReuseLostReason
-from sfi_agent.session.stop_ids import stop_ids
-from sfi_agent.session.tools import Tool, ToolSet
+from sfi_agent.session.templates.history_match import common_prefix, describe_difference
+from sfi_agent.session.templates.stop_ids import stop_ids
+from sfi_agent.session.templates.volatile_prompt import clocks_in_prompt
+from sfi_agent.session.tool_use.tools import Tool, ToolSet
 from sfi_agent.session.transcript import Reread, Transcript, next_call_number
 from sfi_agent.session.turn_plan import TurnPlan
 from sfi_agent.session.user_input import UserInput, normalise_messages
-from sfi_agent.session.volatile_prompt import clocks_in_prompt
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

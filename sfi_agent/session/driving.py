@@ -12,12 +12,12 @@ from sfi_agent.engine.decoder import DecodeMoves
 from sfi_agent.engine.requests import BlockStep, DenseStep, FastStep, RefreshStep, StepOutcome
 from sfi_agent.engine.runner import Runner
 from sfi_agent.observe.trace import StepRecord
+from sfi_agent.session.asynchronous.prefill_pieces import execute_alone
+from sfi_agent.session.asynchronous.worker_loop import WorkerLoop, outcome_of
 from sfi_agent.session.events import Event, ToolCall
-from sfi_agent.session.prefill_pieces import execute_alone
-from sfi_agent.session.tool_round import ToolRound
-from sfi_agent.session.tool_running import Approve, ToolHost, run_round
+from sfi_agent.session.tool_use.tool_round import ToolRound
+from sfi_agent.session.tool_use.tool_running import Approve, ToolHost, run_round
 from sfi_agent.session.turn_moves import Errand, TurnMoves
-from sfi_agent.session.worker_loop import WorkerLoop, outcome_of
 
 __all__ = ["decode_here", "drive_here"]
 

@@ -17,8 +17,8 @@ from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import ConfigError, InputError, TemplateError, UnsupportedModelError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.telemetry import Telemetry, default_telemetry
+from sfi_agent.session.asynchronous.engine_thread import EngineThread
 from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
-from sfi_agent.session.engine_thread import EngineThread
 from sfi_agent.session.parking import ParkingLimits, ParkingLot
 from sfi_agent.session.policy_check import check_policy
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sfi_agent.engine.warmup import WarmUpReport
     from sfi_agent.session.overflow import OverflowPolicy
     from sfi_agent.session.session import Session
-    from sfi_agent.session.template_report import TemplateReport
-    from sfi_agent.session.tools import Tool
+    from sfi_agent.session.templates.template_report import TemplateReport
+    from sfi_agent.session.tool_use.tools import Tool
 
 __all__ = ["Engine"]
 
@@ -350,7 +350,7 @@ class Engine:
         Raises:
             TemplateError: There is no tokenizer, or it has no chat template.
         """
-        from sfi_agent.session.template_report import check_template
+        from sfi_agent.session.templates.template_report import check_template
 
         if self.tokenizer is None:
             raise TemplateError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sfi_agent.session.text_stream import TextStream, TextStreamState
+from sfi_agent.session.output.text_stream import TextStream, TextStreamState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

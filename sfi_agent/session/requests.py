@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sfi_agent.errors import InputError, explain
 from sfi_agent.session.arguments import at_least, positive_seconds
-from sfi_agent.session.tool_running import Approve
+from sfi_agent.session.tool_use.tool_running import Approve
 from sfi_agent.session.user_input import UserInput
 
 __all__ = ["TurnRequest"]

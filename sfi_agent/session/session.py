@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from sfi_agent.errors import SessionBusy, TemplateError, explain
 from sfi_agent.plugins import load_plugins
 from sfi_agent.registry import BUILT_IN
+from sfi_agent.session.asynchronous.event_stream import AsyncCall, EventStream
 from sfi_agent.session.chat import Chat, make_chat
 from sfi_agent.session.driving import drive_here
-from sfi_agent.session.event_stream import AsyncCall, EventStream
 from sfi_agent.session.events import Event, TurnEnd
 from sfi_agent.session.overflow import OverflowPolicy, checked_policy, hook_is_asked
 from sfi_agent.session.ownership import LONGEST_WAIT_SECONDS, Lease
 from sfi_agent.session.reply import Reply, sum_replies
 from sfi_agent.session.requests import TurnRequest
-from sfi_agent.session.session_spans import SessionSpans
+from sfi_agent.session.telemetry.session_spans import SessionSpans
 from sfi_agent.session.token_core import TokenCore
 from sfi_agent.session.token_session import TokenSession
-from sfi_agent.session.tool_running import Approve, ToolHost
-from sfi_agent.session.tools import Tool, ToolSet
+from sfi_agent.session.tool_use.tool_running import Approve, ToolHost
+from sfi_agent.session.tool_use.tools import Tool, ToolSet
 from sfi_agent.session.turn import BegunTurn, TurnRunner
 from sfi_agent.session.turn_moves import TurnMoves
 from sfi_agent.session.user_input import UserInput

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.call_decoding import watch_maker
 from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.chat import Chat
+from sfi_agent.session.grammar.call_decoding import watch_maker
 from sfi_agent.session.marks import Mark, MarkKeeper
 from sfi_agent.session.raw_decoding import RawDecoding
 from sfi_agent.session.stats import SessionStats

@@ -18,18 +18,18 @@ from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.chat import Chat, TurnPlan
 from sfi_agent.session.events import Step, ToolCall, TurnEnd
-from sfi_agent.session.output_reader import OutputReader
+from sfi_agent.session.output.output_reader import OutputReader
+from sfi_agent.session.output.text_stream import TextStream
 from sfi_agent.session.overflow import Overflow, OverflowPolicy, ask_hook, checked_messages
 from sfi_agent.session.ownership import Lease
 from sfi_agent.session.reply import CancelledBy, FinishReason, Reply, Usage
-from sfi_agent.session.session_spans import EventSpan, SessionSpans
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.telemetry.session_spans import EventSpan, SessionSpans
+from sfi_agent.session.templates.volatile_prompt import warn_of_clocks
 from sfi_agent.session.token_core import TokenCore
-from sfi_agent.session.tool_round import ToolRound
+from sfi_agent.session.tool_use.tool_round import ToolRound
 from sfi_agent.session.transcript import Transcript
 from sfi_agent.session.turn_moves import Errand, TurnMoves
 from sfi_agent.session.user_input import UserInput
-from sfi_agent.session.volatile_prompt import warn_of_clocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

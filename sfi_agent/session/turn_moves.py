@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from sfi_agent.engine.requests import StepRequest
 from sfi_agent.session.events import Event
-from sfi_agent.session.tool_round import ToolRound
+from sfi_agent.session.tool_use.tool_round import ToolRound
 
 __all__ = ["Errand", "TurnMove", "TurnMoves"]
 

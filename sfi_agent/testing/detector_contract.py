@@ -277,7 +277,7 @@ def _decoding(label: str, stream: Sequence[tuple[int, str]], generator: random.R
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[int, str]]:
-    from sfi_agent.session.text_stream import TextStream
+    from sfi_agent.session.output.text_stream import TextStream
 
     stream = TextStream(tokenizer, skip_special_tokens=True)
     return [(token_id, stream.push(token_id)) for token_id in ids]

@@ -15,7 +15,7 @@ from sfi_agent.engine.runner import Runner, StepOutput
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.plugins import build_detector
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.output.text_stream import TextStream
 from tests.families import VOCABULARY, tiny_engine
 from tests.test_guarantees.adversaries import WatchingDetector, watching_detectors
 from tests.test_guarantees.play import Played, record_into

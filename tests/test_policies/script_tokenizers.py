@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sfi_agent import Boundary, BoundaryDetector, TokenEvent
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.output.text_stream import TextStream
 from tests.tiny_tokenizers import byte_tokenizer, chatml_tokenizer, metaspace_tokenizer
 
 CORPUS = (

@@ -190,7 +190,7 @@ def recording_tool(name: str, schema: Mapping[str, Any]) -> tuple[Tool, list[dic
 
 def calls_of(session: Session, start: int) -> Sequence[Any]:
     """The calls in the output that begins at a position."""
-    from sfi_agent.session.output_reader import parse_output
+    from sfi_agent.session.output.output_reader import parse_output
 
     assert session._chat is not None and session.engine.tokenizer is not None
     ids = session.token_ids[start:]

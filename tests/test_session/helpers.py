@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sfi_agent.session.chat_delta import ChatDelta
-from sfi_agent.session.chat_template import ChatTemplate
 from sfi_agent.session.events import ToolCall
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.chat_delta import ChatDelta
+from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.templates.stop_ids import stop_ids
 from tests import chat_templates
 from tests.tiny_tokenizers import chatml_tokenizer
 

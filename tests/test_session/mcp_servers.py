@@ -16,7 +16,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 
 from sfi_agent import McpTools, ToolCall
-from sfi_agent.session.tools import ToolSet
+from sfi_agent.session.tool_use.tools import ToolSet
 
 __all__ = ["RAW_NAMES", "nothing_stays", "office", "raw", "run"]
 

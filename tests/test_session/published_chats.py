@@ -12,11 +12,11 @@ import pytest
 from transformers import GenerationConfig
 
 from sfi_agent import Engine
-from sfi_agent.session.chat_delta import ChatDelta
-from sfi_agent.session.chat_template import ChatTemplate
-from sfi_agent.session.output_reader import OutputFormat, OutputReader
-from sfi_agent.session.stop_ids import stop_ids
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.output.output_reader import OutputFormat, OutputReader
+from sfi_agent.session.output.text_stream import TextStream
+from sfi_agent.session.templates.chat_delta import ChatDelta
+from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.templates.stop_ids import stop_ids
 from tests.call_templates import CALL_TEMPLATES
 from tests.families import FAMILIES, build_model
 from tests.published_templates import (

@@ -23,7 +23,7 @@ from sfi_agent import (
 )
 from sfi_agent.engine.runner import Runner
 from sfi_agent.plugins import temporary_plugins
-from sfi_agent.session.channel import UNDELIVERED_EVENTS
+from sfi_agent.session.asynchronous.channel import UNDELIVERED_EVENTS
 from tests.fakes import FakeConfig, selector_plugin
 from tests.test_session.async_cases import (
     collected,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from transformers.utils.chat_template_utils import get_json_schema
 
-from sfi_agent.session.call_arguments import hints_of, validate_arguments
-from sfi_agent.session.signature_schema import parameters_of_signature
+from sfi_agent.session.tool_use.call_arguments import hints_of, validate_arguments
+from sfi_agent.session.tool_use.signature_schema import parameters_of_signature
 
 
 class Color(Enum):

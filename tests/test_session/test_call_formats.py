@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sfi_agent.session.events import ReasoningDelta, TextDelta, ToolCall
-from sfi_agent.session.output_reader import ParsedOutput
+from sfi_agent.session.output.output_reader import ParsedOutput
 from tests.call_templates import CALL_TEMPLATES
 from tests.test_session.helpers import call_message
 from tests.test_session.published_chats import Writer, Written, named, writer_of

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sfi_agent import ConfigError, Engine, SessionConfig
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.call_forms import CallForm
-from sfi_agent.session.call_watch import CallWatch
-from sfi_agent.session.held_calls import HeldCalls
+from sfi_agent.session.grammar.call_forms import CallForm
+from sfi_agent.session.grammar.call_watch import CallWatch
+from sfi_agent.session.grammar.held_calls import HeldCalls
 from tests.test_guarantees.test_verify_chat import Drafting
 from tests.test_session.call_cases import call_engine, recording_tool, short_policy
 from tests.test_session.conversations import encode

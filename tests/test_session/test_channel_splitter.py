@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sfi_agent.session.call_styles import call_style
-from sfi_agent.session.channel_splitter import ChannelSplitter
-from sfi_agent.session.output_reader import OutputReader, ParsedOutput
+from sfi_agent.session.output.call_styles import call_style
+from sfi_agent.session.output.channel_splitter import ChannelSplitter
+from sfi_agent.session.output.output_reader import OutputReader, ParsedOutput
 
 PROMPT = "<|start|>user<|message|>Hi<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>"

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfi_agent.errors import TemplateError
-from sfi_agent.session.chat_delta import DeltaRefused
-from sfi_agent.session.chat_template import ChatTemplate
-from sfi_agent.session.history_match import common_prefix
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.chat_delta import DeltaRefused
+from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.templates.history_match import common_prefix
+from sfi_agent.session.templates.stop_ids import stop_ids
 from tests.test_session.helpers import (
     SEARCH,
     Chat,
@@ -322,7 +322,7 @@ def test_a_result_that_quotes_the_marker_does_not_move_the_cut(
     chat = make_chat("ROLE_OPENS_NEXT_TURN", [SEARCH])
     expected = chat.delta.delta([user("quiet")], [], [-1])
     words = iter(["first", *(f"other{number}" for number in range(9))])
-    monkeypatch.setattr("sfi_agent.session.turn_glue.probe_text", lambda: next(words))
+    monkeypatch.setattr("sfi_agent.session.templates.turn_glue.probe_text", lambda: next(words))
     delta = chat.delta.delta([user("first")], [], [-1])
     assert chat.tokenizer.decode(delta.ids) == chat.tokenizer.decode(expected.ids).replace(
         "quiet", "first"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sfi_agent.errors import TemplateError
-from sfi_agent.session.chat_template import ChatTemplate, MessageForm
+from sfi_agent.session.templates.chat_template import ChatTemplate, MessageForm
 from tests.test_session.helpers import (
     FAMILIES,
     SEARCH,

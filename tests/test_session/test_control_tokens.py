@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfi_agent.errors import InputError
-from sfi_agent.session.control_tokens import ControlTokens
+from sfi_agent.session.templates.control_tokens import ControlTokens
 from tests.chat_templates import CHATML
 from tests.tiny_tokenizers import chatml_tokenizer, metaspace_tokenizer
 

@@ -25,7 +25,7 @@ from sfi_agent import (
     ToolResult,
     TurnEnd,
 )
-from sfi_agent.session import call_decoding
+from sfi_agent.session.grammar import call_decoding
 from tests.families import tiny_engine
 from tests.test_guarantees.policies import for_each
 from tests.test_session.call_cases import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfi_agent.session.history_match import common_prefix, describe_difference
+from sfi_agent.session.templates.history_match import common_prefix, describe_difference
 from tests.tiny_tokenizers import byte_tokenizer
 
 IDS = st.lists(st.integers(0, 1), max_size=12)

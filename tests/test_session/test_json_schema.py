@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sfi_agent.session.json_schema import check_arguments
+from sfi_agent.session.tool_use.json_schema import check_arguments
 
 
 def check(value: Any, schema: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:

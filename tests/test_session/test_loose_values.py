@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfi_agent.session.argument_text import value_of_text
-from sfi_agent.session.loose_values import LooseReader, LooseSyntaxError, UnterminatedString
+from sfi_agent.session.output.argument_text import value_of_text
+from sfi_agent.session.output.loose_values import LooseReader, LooseSyntaxError, UnterminatedString
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)

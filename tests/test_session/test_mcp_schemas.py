@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from sfi_agent.session.json_schema import check_arguments
-from sfi_agent.session.mcp_results import result_text
-from sfi_agent.session.mcp_schemas import MAX_SCHEMA_NODES, canonical_parameters
+from sfi_agent.session.mcp.results import result_text
+from sfi_agent.session.mcp.schemas import MAX_SCHEMA_NODES, canonical_parameters
+from sfi_agent.session.tool_use.json_schema import check_arguments
 
 NAMES = ("a", "b", "c")
 SIMPLE: st.SearchStrategy[dict[str, Any]] = st.sampled_from(

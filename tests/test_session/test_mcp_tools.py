@@ -23,8 +23,8 @@ from mcp.server import Server
 from structlog.testing import capture_logs
 
 from sfi_agent import InputError, McpTools, MissingExtraError, ToolCall, ToolServerError
-from sfi_agent.session.mcp_client import MAX_PAGES
-from sfi_agent.session.tools import Tool, ToolSet
+from sfi_agent.session.mcp.client import MAX_PAGES
+from sfi_agent.session.tool_use.tools import Tool, ToolSet
 from tests.source_tree import ROOT
 from tests.test_session.mcp_servers import RAW_NAMES, nothing_stays, office, raw, run
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sfi_agent.errors import TemplateError
 from sfi_agent.session.events import ReasoningDelta, TextDelta, ToolCall
-from sfi_agent.session.output_reader import OutputFormat, ParsedOutput, parse_output
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.output.output_reader import OutputFormat, ParsedOutput, parse_output
+from sfi_agent.session.output.text_stream import TextStream
 from tests import chat_templates
 from tests.test_session.helpers import FAMILIES, SEARCH
 from tests.tiny_tokenizers import HERMES_RESPONSE_TEMPLATE, chatml_tokenizer

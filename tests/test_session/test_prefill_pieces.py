@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfi_agent.engine.runner import _chunks
-from sfi_agent.session.prefill_pieces import piece_tokens
+from sfi_agent.session.asynchronous.prefill_pieces import piece_tokens
 
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 60))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfi_agent.session.chat_delta import ChatDelta
-from sfi_agent.session.chat_template import ChatTemplate, RenderFailure
 from sfi_agent.session.events import ToolCall
-from sfi_agent.session.stop_ids import stop_ids
-from sfi_agent.session.template_report import TemplateReport, check_template
+from sfi_agent.session.templates.chat_delta import ChatDelta
+from sfi_agent.session.templates.chat_template import ChatTemplate, RenderFailure
+from sfi_agent.session.templates.stop_ids import stop_ids
+from sfi_agent.session.templates.template_report import TemplateReport, check_template
 from tests.published_templates import PUBLISHED, needs_published_templates, tokenizer_of
 from tests.test_session import published_chats
 from tests.test_session.helpers import (

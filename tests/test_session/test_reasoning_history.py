@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sfi_agent import Engine, Session, SessionConfig, SessionStateError, Step
-from sfi_agent.session.dropped_reasoning import dropped_reasoning
+from sfi_agent.session.templates.dropped_reasoning import dropped_reasoning
 from tests.test_session.conversations import (
     DENSE,
     FULL,

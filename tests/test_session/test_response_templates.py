@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sfi_agent.session.events import ToolCall
-from sfi_agent.session.output_reader import OutputFormat
+from sfi_agent.session.output.output_reader import OutputFormat
 from tests.published_templates import family_of, needs_published_templates, source_of
 from tests.test_session.helpers import call_message
 from tests.test_session.published_chats import Writer, chat_of

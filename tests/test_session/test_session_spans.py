@@ -38,7 +38,7 @@ from sfi_agent import (
 )
 from sfi_agent.observe import span_names as names
 from sfi_agent.observe.telemetry import default_telemetry
-from sfi_agent.session.session_spans import EventSpan, SessionSpans
+from sfi_agent.session.telemetry.session_spans import EventSpan, SessionSpans
 
 CONFIG = SessionConfig(sampling={"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3})
 STATS = SessionStats(9, 5, 3, 1, 4, 0.5, None, 77, 4096, 512)

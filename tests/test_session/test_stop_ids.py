@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GenerationConfig
 
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.stop_ids import stop_ids
 from tests import chat_templates
 from tests.test_session.helpers import FAMILIES
 from tests.tiny_tokenizers import chatml_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sfi_agent.errors import TemplateError
-from sfi_agent.session.template_report import check_template
+from sfi_agent.session.templates.template_report import check_template
 from tests.chat_templates import CHATML, CHATML_THINKING
 from tests.test_session.helpers import make_chat
 from tests.tiny_tokenizers import chatml_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfi_agent.session.text_stream import TextStream
+from sfi_agent.session.output.text_stream import TextStream
 from tests.tiny_tokenizers import byte_tokenizer, chatml_tokenizer, metaspace_tokenizer
 
 TOKENIZERS: dict[str, Any] = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sfi_agent.session.call_styles import detect_call_format
-from sfi_agent.session.json_bodies import json_calls, llama_calls, mistral_calls
-from sfi_agent.session.tool_calls import RawCall, calls_in_value
+from sfi_agent.session.output.call_styles import detect_call_format
+from sfi_agent.session.output.json_bodies import json_calls, llama_calls, mistral_calls
+from sfi_agent.session.output.tool_calls import RawCall, calls_in_value
 from tests import chat_templates
 
 

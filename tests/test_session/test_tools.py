@@ -12,7 +12,7 @@ import pytest
 
 from sfi_agent.errors import ToolDefinitionError
 from sfi_agent.session.events import ToolCall
-from sfi_agent.session.tools import Tool, ToolSet
+from sfi_agent.session.tool_use.tools import Tool, ToolSet
 
 
 def search(query: str, limit: int = 5, order: Literal["new", "old"] = "new") -> list[str]:

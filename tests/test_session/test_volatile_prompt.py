@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sfi_agent.session.chat_template import ChatTemplate
-from sfi_agent.session.volatile_prompt import clocks_in, clocks_in_prompt
+from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.templates.volatile_prompt import clocks_in, clocks_in_prompt
 from tests import chat_templates
 from tests.published_templates import needs_published_templates, tokenizer_of
 from tests.test_session.conversations import FULL, chat_engine, says

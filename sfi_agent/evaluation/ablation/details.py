@@ -200,7 +200,7 @@ def _kv_heads(session: Session) -> int:
 
 def _texts(session: Session, ids: Sequence[int]) -> list[str]:
     """The text that each token adds; "" while a character is incomplete."""
-    from sfi_agent.session.text_stream import TextStream
+    from sfi_agent.session.output.text_stream import TextStream
 
     assert session.engine.tokenizer is not None
     stream = TextStream(session.engine.tokenizer)

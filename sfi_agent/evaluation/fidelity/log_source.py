@@ -13,7 +13,7 @@ from sfi_agent.embedded import DEFAULT_SYSTEM, Case, make_case
 from sfi_agent.embedded.world import VARIANTS
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.evaluation.fidelity.windows import Window, WindowSizes, tokenizer_of
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.stop_ids import stop_ids
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine

@@ -29,8 +29,8 @@ from sfi_agent.evaluation.fidelity.summary import (
 from sfi_agent.evaluation.fidelity.verdict import judge
 from sfi_agent.evaluation.shared_prefill import shared_prefill_tokens
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.session.history_match import common_prefix
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.history_match import common_prefix
+from sfi_agent.session.templates.stop_ids import stop_ids
 from sfi_agent.session.token_core import TokenCore
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import InputError, TemplateError, explain
 from sfi_agent.evaluation.peers.exchange import PlannedCase, PlannedTurn, Protocol
-from sfi_agent.session.stop_ids import stop_ids
+from sfi_agent.session.templates.stop_ids import stop_ids
 
 if TYPE_CHECKING:
     from sfi_agent.evaluation.tasks.task import Case

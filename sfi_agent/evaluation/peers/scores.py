@@ -9,7 +9,7 @@ from typing import Any
 from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.evaluation.peers.exchange import ArmRun, PeerTurn, PlannedCase
 from sfi_agent.evaluation.tasks.task import Score
-from sfi_agent.session.history_match import common_prefix
+from sfi_agent.session.templates.history_match import common_prefix
 
 __all__ = ["ArmSummary", "ScoredTurn", "score_runs", "summarise"]
 

@@ -123,19 +123,25 @@ class DiskRun:
         shutil.rmtree(self._saved, ignore_errors=True)
         self._round = index
 
-    def _save(self, session: Session) -> None:
+    def _quiet(self) -> None:
+        """Nothing of what came before is still to be done, or in the memory that files pass
+        through: everybody begins with the same."""
+        forget_cached(files_of(self.folder))
         settle(self.folder)
+
+    def _save(self, session: Session) -> None:
+        self._quiet()
         seconds, self.first = self.watch.time(lambda: session.save(self._saved))
         self._note("save", seconds)
 
     def _save_again(self, session: Session) -> None:
-        settle(self.folder)
+        self._quiet()
         seconds, self.again = self.watch.time(lambda: session.save(self._saved))
         self._note("save_again", seconds)
 
     def _write(self, _: Session) -> None:
         assert self.first is not None, "the first round saves first"
-        settle(self.folder)
+        self._quiet()
         file = self.folder / "plain"
         self._note("write", plain_write(file, self.first.bytes_written))
         file.unlink()

@@ -24,7 +24,7 @@ from sfi_agent.session.store.mismatches import Mismatches, find_mismatches
 from sfi_agent.session.store.rebuilding import rebuild
 from sfi_agent.session.store.shard_reading import map_layers, open_shards, verify_shards
 from sfi_agent.session.store.understanding import Understood, understand
-from sfi_agent.session.tools import Tool, ToolSet
+from sfi_agent.session.tool_use.tools import Tool, ToolSet
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine

@@ -11,7 +11,7 @@ from sfi_agent.errors import StoreMismatchError, explain
 from sfi_agent.session.reply import ReuseLostReason
 from sfi_agent.session.store.fingerprints import fingerprint_model, fingerprint_tokenizer
 from sfi_agent.session.store.manifest import SavedSession
-from sfi_agent.session.tools import ToolSet
+from sfi_agent.session.tool_use.tools import ToolSet
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine

@@ -15,7 +15,7 @@ from sfi_agent.session.store.manifest import SavedSession
 from sfi_agent.session.store.manifest_file import damaged
 from sfi_agent.session.store.trace_columns import records_of
 from sfi_agent.session.store.transcript_records import read_schema, results_of, spans_of
-from sfi_agent.session.tools import ToolSet
+from sfi_agent.session.tool_use.tools import ToolSet
 from sfi_agent.session.transcript import TranscriptSpan
 
 if TYPE_CHECKING:

@@ -1,0 +1,56 @@
+"""Arguments that models write as bare text, typed by the tool's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sfi_agent.session.output.tool_calls import JSON_DECODER
+
+__all__ = ["value_of_text"]
+
+_TRUTH = {"true": True, "True": True, "false": False, "False": False}
+_NOTHING = frozenset({"null", "None"})
+
+
+def value_of_text(text: str, schema: Mapping[str, Any]) -> Any:
+    """The value that a bare text stands for.
+
+    A text stays what it is wherever a string is allowed, or where the schema names no type. Else it
+    is read as JSON, with Python's `True`, `False` and `None`; what cannot be read stays a text, so
+    that the check of the arguments can name it.
+    """
+    types, bare = frozenset(_types(schema)), text.strip()
+    if "null" in types and bare in _NOTHING:
+        return None
+    if not types or "string" in types:
+        return text
+    if "boolean" in types and bare in _TRUTH:
+        return _TRUTH[bare]
+    try:
+        return JSON_DECODER.decode(bare)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _types(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all types that a schema allows; none where it does not say."""
+    declared = schema.get("type")
+    yield from (declared,) if isinstance(declared, str) else declared or ()
+    if schema.get("nullable"):
+        yield "null"
+    for choice in (*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())):
+        yield from _types(choice)
+    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    for value in values if not declared else ():
+        yield _NAMES.get(type(value), "object")
+
+
+_NAMES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+    list: "array",
+}

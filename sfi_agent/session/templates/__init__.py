@@ -1,0 +1,1 @@
+"""Chat templates: rendering, continuing a chat without rendering it again, and reports."""

@@ -1,0 +1,1 @@
+"""Tools: how functions are described, how arguments are checked, how calls are run."""
