@@ -27,7 +27,7 @@ from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSet
 from sfi_agent.engine.instruments import Instruments
 from sfi_agent.engine.requests import DecodeMoves, StepOutcome
 from sfi_agent.engine.runner import Runner
-from sfi_agent.engine.sampling import Sampler
+from sfi_agent.engine.sampling import Sampler, TokenChooser
 from sfi_agent.engine.steps import Steps
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.protocols import Selector
@@ -44,6 +44,9 @@ class Decoder:
         selector: Fills the memory; unused in mode dense.
         monitor: The boundary detectors; unused in mode dense.
         settings: See `StepSettings`.
+        draft_chooser: Chooses drafts; None is the sampler. A measurement that says which drafts
+            stand gives both.
+        chooser: Chooses everything else that is not given; None is the sampler.
     """
 
     def __init__(
@@ -53,10 +56,14 @@ class Decoder:
         selector: Selector,
         monitor: BoundaryMonitor,
         settings: StepSettings,
+        *,
+        draft_chooser: TokenChooser | None = None,
+        chooser: TokenChooser | None = None,
     ) -> None:
         self.runner = runner
         self.steps = Steps(runner.prefill_chunk_tokens, sampler, selector, monitor, settings)
         self._sampler = sampler
+        self._choosers = (draft_chooser or sampler, chooser or sampler)
         self._settings = settings
 
     def attach(self, instruments: Instruments) -> None:
@@ -95,7 +102,10 @@ class Decoder:
         Whatever ends it, `close()` on the generator brings ids and keys into their state between
         decodings.
         """
-        return Decoding(self.steps, self._settings, self._sampler, state, limits).moves()
+        decoding = Decoding(
+            self.steps, self._settings, self._sampler, state, limits, self._choosers
+        )
+        return decoding.moves()
 
     def next_logits(self, state: DecodingState) -> Tensor:
         """Float32 `[vocabulary]` of the token after the last id; the state is left as it was."""

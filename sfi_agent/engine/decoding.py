@@ -14,7 +14,7 @@ from sfi_agent.engine.decoding_state import Choice, DecodeLimits, DecodingState,
 from sfi_agent.engine.draft_length import DraftLength
 from sfi_agent.engine.drafting import Drafter
 from sfi_agent.engine.requests import DecodeMoves, Moves
-from sfi_agent.engine.sampling import GivenTokens, Sampler
+from sfi_agent.engine.sampling import GivenTokens, Sampler, TokenChooser
 from sfi_agent.engine.schedule import SegmentSchedule
 from sfi_agent.engine.steps import Steps
 from sfi_agent.observe.trace import StepKind, StepRecord
@@ -35,6 +35,7 @@ class Decoding:
         sampler: Chooses tokens that are not given.
         state: Has at least one unprocessed id; changed as tokens are chosen.
         limits: When to end.
+        choosers: Who chooses drafts, and everything else that is not given.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Decoding:
         sampler: Sampler,
         state: DecodingState,
         limits: DecodeLimits,
+        choosers: tuple[TokenChooser, TokenChooser],
     ) -> None:
         self._steps = steps
         self._settings = settings
         self._sampler = sampler
+        self._draft_chooser, self._chooser = choosers
         self._state = state
         self._limits = limits
         shortest, longest = settings.minimum_segment_tokens, settings.maximum_segment_tokens
@@ -69,7 +72,7 @@ class Decoding:
         into their state between decodings."""
         steps, state, limits = self._steps, self._state, self._limits
         steps.watch = limits.watch
-        steps.chooser = self._sampler
+        steps.chooser = self._chooser
         if limits.given_ids:
             steps.chooser = GivenTokens(len(state.ids), limits.given_ids, self._sampler)
         try:
@@ -137,7 +140,7 @@ class Decoding:
         """Draft behind the pending token, verify, and keep what stands and a token behind it."""
         state, steps, limits = self._state, self._steps, self._limits
         # Drafts are the policy's own, also where somebody else says which of them stand.
-        steps.draft_chooser = self._sampler
+        steps.draft_chooser = self._draft_chooser
         self._draft_schedule.maximum_tokens = self._draft_length.tokens()
         draft = yield from self._drafter.draft(state, self._pending, self._count, limits)
         if draft is None:

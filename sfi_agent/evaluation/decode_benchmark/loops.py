@@ -145,17 +145,12 @@ class DecodingArm:
 
     def _watched(self, state: DecodingState, limits: DecodeLimits, window: _Window) -> DecodeMoves:
         """The moves of a decoder; the window is told of every record."""
-        decoder = self._decoder()
-        coins = self._coins() if self._verified else None
-        moves = decoder.moves(state, limits)
+        moves = self._decoder().moves(state, limits)
         outcome: StepOutcome | None = None
         count = 0
         try:
             while True:
                 move = moves.send(outcome)
-                if coins is not None:
-                    # A decoding that begins sets its choosers, both to the decoder's own.
-                    decoder.steps.draft_chooser, decoder.steps.chooser = coins
                 if isinstance(move, StepRecord):
                     count += 1
                     window.note(move, count)
@@ -183,7 +178,16 @@ class DecodingArm:
         config = self._config
         selector = build_selector(config.selector, default_seed=config.sampling.seed)
         monitor = BoundaryMonitor([], None)
-        return Decoder(self._runner, self._sampler, selector, monitor, _settings(config))
+        drafts, judge = self._coins() if self._verified else (None, None)
+        return Decoder(
+            self._runner,
+            self._sampler,
+            selector,
+            monitor,
+            _settings(config),
+            draft_chooser=drafts,
+            chooser=judge,
+        )
 
 
 def _settings(config: SessionConfig) -> StepSettings:

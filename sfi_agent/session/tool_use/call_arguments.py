@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
+from weakref import WeakKeyDictionary
 
 from pydantic import (
     BaseModel,
@@ -95,14 +96,24 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _adapters(function: Callable[..., Any]) -> Mapping[str, TypeAdapter[Any]]:
-    try:
-        return _cached_adapters(function)
-    except TypeError:  # A callable that cannot be hashed.
-        return _cached_adapters.__wrapped__(function)
+    # By the plain function below bound methods and partials, which does not keep objects alive.
+    plain: Any = function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    plain = getattr(plain, "__func__", plain)
+    if not inspect.isfunction(plain):
+        return _made_adapters(function)
+    if plain not in _known_adapters:
+        _known_adapters[plain] = _made_adapters(function)
+    return _known_adapters[plain]
 
 
-@functools.lru_cache(maxsize=256)
-def _cached_adapters(function: Callable[..., Any]) -> Mapping[str, TypeAdapter[Any]]:
+_known_adapters: WeakKeyDictionary[Callable[..., Any], Mapping[str, TypeAdapter[Any]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _made_adapters(function: Callable[..., Any]) -> Mapping[str, TypeAdapter[Any]]:
     found: dict[str, TypeAdapter[Any]] = {}
     for name, hint in hints_of(function).items():
         try:
