@@ -2,6 +2,7 @@
 #
 #   make demo    the embedded model in a tool-calling session, no download at run time
 #   make test    the whole suite, offline
+#   make soak    long runs of operations on sessions, SOAK_OPERATIONS of them
 #   make check   format, lint, types
 #   make wheel   build the wheel and try it in a fresh environment outside the checkout
 #   make docs    rewrite the generated parts of the reference pages
@@ -14,6 +15,7 @@ VENV ?= .venv
 TORCH_SPEC ?= torch==2.13.0
 # Processes of test-gpu: most of its time is compiling kernels on the host.
 GPU_WORKERS ?= 6
+SOAK_OPERATIONS ?= 1000
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -22,7 +24,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-gpu check docs wheel clean
+.PHONY: demo test soak test-gpu check docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -30,6 +32,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest tests/test_soak --soak-operations=$(SOAK_OPERATIONS) $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu -n $(GPU_WORKERS) $(PYTEST_ARGS)
