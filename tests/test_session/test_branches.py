@@ -90,7 +90,8 @@ def test_the_message_is_processed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert prompt > 100
         # The shared part once, and of every branch what its evidence is made of.
         assert sum(size for size in counted if size > 1) <= prompt + 4 * rows
-        kept = sum(branch.last_reply.usage.prefilled_tokens for branch in branches)  # type: ignore[union-attr]
+        replies = [branch.last_reply for branch in branches]
+        kept = sum(reply.usage.prefilled_tokens for reply in replies if reply is not None)
         assert kept == prompt + 3 * rows
         for branch in branches:
             branch.close()
