@@ -63,9 +63,9 @@ $(INSTALLED): pyproject.toml
 	$(PIP_INSTALL) --editable .
 	touch $@
 
-# Of trl only the published chat templates are wanted, which the tests read as files; its own
-# dependencies are not. Without it those tests are skipped.
+# Of trl only the published chat templates are wanted, which the tests read as files; of what xgrammar
+# asks for, not Triton, which is large and of no use without a GPU. Without them tests are skipped.
 $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP_INSTALL) --editable '.[dev]'
-	$(PIP_INSTALL) --no-deps trl==1.16.0
+	$(PIP_INSTALL) --no-deps trl==1.16.0 xgrammar==0.2.8 apache-tvm-ffi
 	touch $@

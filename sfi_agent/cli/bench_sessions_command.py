@@ -134,7 +134,7 @@ def sessions(
     model_dtype: ModelDtype = "auto",
     device: Device = "auto",
     rounds: Rounds = 15,
-    save_rounds: SaveRounds = 3,
+    save_rounds: SaveRounds = 4,
     turn_rounds: TurnRounds = 3,
     config_file: ConfigFile = None,
     preset: PresetName = None,

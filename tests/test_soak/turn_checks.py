@@ -88,7 +88,7 @@ def check_talk(watched: Watched, talk: Talk, outcome: Outcome) -> None:
     _check_messages(watched, talk, added, committed)
     _note_open_calls(watched, talk, committed, outcome.runs, last if whole else unscripted())
     watched.lost = False
-    watched.given_up_to = min((r.usage.cached_tokens for r in _losing(outcome)), default=None)
+    watched.given_up_to = _given_up_to(before.processed_tokens, outcome)
     faithful = all(talk.turn(number).faithful for number in range(1, committed + 1)) and whole
     if watched.odd_from is None and not faithful:
         watched.odd_from = min(common_tokens(before.ids, ids), start)
@@ -141,10 +141,10 @@ def without_thoughts(messages: Messages) -> Messages:
 
 
 def without_odd_bytes(messages: Messages) -> Messages:
-    return [
-        {**message, "content": str(message["content"]).replace("\ufffd", "")}
-        for message in messages
-    ]
+    def shown(value: Any) -> Any:
+        return value.replace("\ufffd", "") if isinstance(value, str) else value
+
+    return [{key: shown(value) for key, value in message.items()} for message in messages]
 
 
 def _check_how_it_ended(watched: Watched, talk: Talk, outcome: Outcome, committed: int) -> bool:
@@ -220,9 +220,11 @@ def _check_ids(watched: Watched, ids: list[int], outcome: Outcome, talk: Talk) -
         assert text == reply.text
 
 
-def _losing(outcome: Outcome) -> list[Reply]:
-    """Replies of turns that gave up a part of what was there, where they are told one by one."""
-    return [reply for reply, _ in outcome.ends if reply.usage.reuse_lost_reason is not None]
+def _given_up_to(processed_tokens: int, outcome: Outcome) -> int | None:
+    """How many ids were kept, where a reply tells that processed ones were given up."""
+    usages = [reply.usage for reply, _ in outcome.ends]
+    cached = [usage.cached_tokens for usage in usages if usage.reuse_lost_reason is not None]
+    return min((tokens for tokens in cached if tokens < processed_tokens), default=None)
 
 
 def _odd_id(watched: Watched) -> int:

@@ -92,7 +92,8 @@ class LongRun:
             if {"fork", "rewind", "mark"} & set(options.arms):
                 self._quick(long, watch)
             if folder is not None:
-                disk = DiskRun(folder, watch, self._on_progress)
+                expected = self._part.context_tokens * self._part.sizes.token_bytes
+                disk = DiskRun(folder, expected, watch, self._on_progress)
                 self._on_stage("Saving, in turns with plain files of the same size")
                 disk.save(long.session, options.save_rounds)
         if disk is not None:

@@ -38,7 +38,7 @@ class SessionOptions:
 
     arms: tuple[str, ...] = ARMS
     rounds: int = 15
-    save_rounds: int = 3
+    save_rounds: int = 4
     turn_rounds: int = 3
     answer_tokens: int = 8192
     nested_forks: int = 8
