@@ -63,7 +63,8 @@ class Decoder:
         self.runner = runner
         self.steps = Steps(runner.prefill_chunk_tokens, sampler, selector, monitor, settings)
         self._sampler = sampler
-        self._choosers = (draft_chooser or sampler, chooser or sampler)
+        self._draft_chooser = draft_chooser
+        self._chooser = chooser
         self._settings = settings
 
     def attach(self, instruments: Instruments) -> None:
@@ -102,9 +103,8 @@ class Decoder:
         Whatever ends it, `close()` on the generator brings ids and keys into their state between
         decodings.
         """
-        decoding = Decoding(
-            self.steps, self._settings, self._sampler, state, limits, self._choosers
-        )
+        choosers = (self._draft_chooser or self._sampler, self._chooser or self._sampler)
+        decoding = Decoding(self.steps, self._settings, self._sampler, state, limits, choosers)
         return decoding.moves()
 
     def next_logits(self, state: DecodingState) -> Tensor:

@@ -181,6 +181,7 @@ def test_cancel_in_a_tool_runs_no_further_tool_and_keeps_what_ran() -> None:
     engine = chat_engine()
     ran: list[str] = []
     sessions: list[Session] = []
+    over = threading.Event()
 
     def work(task: str) -> str:
         """Works.
@@ -191,6 +192,7 @@ def test_cancel_in_a_tool_runs_no_further_tool_and_keeps_what_ran() -> None:
         ran.append(task)
         if task == "second":
             in_another_thread(sessions[0].cancel)
+            over.wait(timeout=20)
         return f"done with {task}"
 
     calls = [call_text("work", task=task) for task in ("first", "second", "third")]
@@ -198,6 +200,7 @@ def test_cancel_in_a_tool_runs_no_further_tool_and_keeps_what_ran() -> None:
         sessions.append(session)
         with says(engine, "\n".join(calls) + END):
             reply = session.run("Work.")
+        over.set()
         assert ran == ["first", "second"]
         assert (reply.finish_reason, reply.cancelled_by) == ("cancelled", "caller")
         assert [call.arguments["task"] for call in reply.tool_calls] == ["first", "second", "third"]

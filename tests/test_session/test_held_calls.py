@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -318,7 +319,7 @@ def test_a_tokenizer_that_writes_no_json_is_refused() -> None:
     from tests import chat_templates
     from tests.families import word_tokenizer
 
-    tokenizer = word_tokenizer()
+    tokenizer = copy.copy(word_tokenizer())  # The shared one stays without a template.
     tokenizer.chat_template = chat_templates.CHATML
     engine = Engine(tiny_engine("llama").model, tokenizer)
     with pytest.raises(ConfigError, match="constrain_calls"):
