@@ -188,7 +188,7 @@ def test_a_chooser_that_programs_do_not_know_is_asked_by_eager_steps() -> None:
 
     def act(session: Session) -> None:
         decoder: Any = session._core._decoder
-        decoder._choosers = (Second(), Second())
+        decoder._draft_chooser = decoder._chooser = Second()
         session.decode(PROMPT, max_new_tokens=NEW_TOKENS)
 
     expected = tell(eager_engine("llama"), POLICY, act, logits=False)
