@@ -12,7 +12,7 @@
     │   └── SessionBusy                   another thread is using this session
     ├── UnsupportedModelError             the model cannot be decoded slow-fast, with the reason
     ├── OutOfDeviceMemoryError            the device has no room for weights, histories or scratch
-    ├── NumericsError (ArithmeticError)   attention gave numbers that are not finite (debug mode)
+    ├── NumericsError (ArithmeticError)   a step met numbers that are not finite (debug mode)
     ├── CheckpointError                   a model or tokenizer could not be loaded
     ├── ModelInUseError (RuntimeError)    the model was called from outside while sessions are open
     ├── StoreError                        a saved session cannot be written, read or trusted
@@ -147,13 +147,13 @@ class OutOfDeviceMemoryError(SfiError):
 
 
 class NumericsError(SfiError, ArithmeticError):
-    """Attention gave numbers that are not finite; only looked for in debug mode.
+    """A step met numbers that are not finite; only looked for in debug mode.
 
     Attributes:
-        layer: Index of the first layer where it happened.
+        layer: Index of the first layer where it happened; None where it was behind all of them.
     """
 
-    def __init__(self, message: str, *, layer: int) -> None:
+    def __init__(self, message: str, *, layer: int | None) -> None:
         super().__init__(message)
         self.layer = layer
 

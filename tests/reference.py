@@ -124,12 +124,16 @@ class ReferenceRun:
         queries: Per layer `[query_heads, tokens, dim]`, post-RoPE, on the CPU.
         keys: Per layer `[kv_heads, tokens, dim]`, post-RoPE, on the CPU.
         scales: Per layer the factor of the attention logits.
+        softcaps: Per layer their soft-cap, 0 for none.
+        sinks: Per layer the logits of its sinks, `[query_heads]`, or None.
     """
 
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
+    softcaps: list[float] = field(default_factory=list)
+    sinks: list[Tensor | None] = field(default_factory=list)
 
 
 @dataclass
@@ -148,6 +152,8 @@ def _reference_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     reference: _Masks,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -157,11 +163,19 @@ def _reference_attention(
     reference.run.queries.append(query[0].cpu())
     reference.run.keys.append(key[0].cpu())
     reference.run.scales.append(scale)
+    reference.run.softcaps.append(softcap or 0.0)
+    reference.run.sinks.append(None if s_aux is None else s_aux.cpu())
     visible = reference.masks[module.layer_idx].to(query.device).repeat_interleave(group, 0)
     keys = key[0].float().repeat_interleave(group, 0)
     values = value[0].float().repeat_interleave(group, 0)
     logits = torch.einsum("hqd,hkd->hqk", query[0].float(), keys) * scale
-    weights = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(~visible, float("-inf"))
+    if s_aux is not None:
+        sinks = s_aux.float()[:, None, None].expand(-1, logits.shape[1], 1)
+        logits = torch.cat([logits, sinks], dim=-1)
+    weights = logits.softmax(-1)[..., : keys.shape[1]]
     out = torch.einsum("hqk,hkd->qhd", weights, values)
     return out[None].to(query.dtype), None
 

@@ -17,6 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfi_agent.engine.attention_checks import (
+    check_finite,
+    refuse_keywords,
+    refuse_other_views,
+)
+from sfi_agent.engine.attention_rule import AttentionRule, tiled_attention
 from sfi_agent.engine.history import LayerHistory, Piece
 from sfi_agent.engine.history_stream import HistoryStream
 from sfi_agent.engine.instruments import FastAttention
@@ -24,7 +30,7 @@ from sfi_agent.engine.program_attention import ProgramContext, attend_in_program
 from sfi_agent.engine.sdpa import attend_history, attend_passing
 from sfi_agent.engine.sequence import LayerState, SequenceState
 from sfi_agent.engine.streamed_refresh import LayerWatch, PassSelections
-from sfi_agent.errors import ModelInUseError, NumericsError, UnsupportedModelError, explain
+from sfi_agent.errors import ModelInUseError, explain
 from sfi_agent.protocols import Selector
 
 __all__ = [
@@ -37,20 +43,6 @@ __all__ = [
 ]
 
 ATTENTION_NAME = "sfi_agent"
-
-_HARMLESS_KEYWORDS = frozenset(
-    {
-        "cache_position",
-        "dropout",
-        "is_causal",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_ids",
-        "use_cache",
-    }
-)
-"""Keywords models pass that change nothing here: positions are in the keys, attention is causal."""
 
 
 @dataclass(slots=True)
@@ -126,6 +118,8 @@ def slow_fast_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     sliding_window: int | None = None,
     sfi: StepContext | BatchContext | ProgramContext | None = None,
     **keywords: Any,
@@ -138,8 +132,10 @@ def slow_fast_attention(
             otherwise.
         key: `[batch, kv_heads, rows, key_dim]`, the new tokens only, post-RoPE.
         value: `[batch, kv_heads, rows, value_dim]`.
-        attention_mask: Unused; causality and bands are built here.
+        attention_mask: Refused: causality and bands are built here.
         scaling: Factor of the logits; `key_dim ** -0.5` if the model passes none.
+        softcap: See `AttentionRule`; None and 0 are none.
+        s_aux: The sinks of `AttentionRule`, as transformers calls them.
         sliding_window: Checked against what was found when the engine was made.
         sfi: The step; absent when somebody else calls the model.
         keywords: Refused by name when they would change the result.
@@ -149,70 +145,64 @@ def slow_fast_attention(
 
     Raises:
         ModelInUseError: `sfi` is missing.
-        UnsupportedModelError: An attention keyword is not supported.
+        UnsupportedModelError: An attention keyword, mask or window is not supported.
         NumericsError: An output is not finite, where the step asks for the check.
     """
     if sfi is None:
-        raise ModelInUseError(
-            explain(
-                "called the model directly while slow-fast sessions are open on it",
-                remedy="close the sessions first, or decode with session.decode(); closing the "
-                "last session restores the model's own attention",
-            )
-        )
-    _refuse_unknown(keywords)
+        raise _called_directly()
+    refuse_keywords(keywords)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(sfi, ProgramContext):
-        return attend_in_program(module, query, key, value, scale), None
+        return attend_in_program(module, query, key, value, scale, softcap or 0.0, s_aux), None
+    rule = AttentionRule(scale, softcap or 0.0, s_aux)
     index = int(module.layer_idx)  # type: ignore[arg-type]
     steps = sfi.rows if isinstance(sfi, BatchContext) else [sfi]
+    window = steps[0].sequence.layers[index].window
+    refuse_other_views(module, attention_mask, sliding_window, window, keywords)
     outs = [
-        _attend_row(step, index, query[row], key[row], value[row], scale)
+        _attend_row(step, index, query[row], key[row], value[row], rule)
         for row, step in enumerate(steps)
     ]
-    return (outs[0][None] if len(outs) == 1 else torch.stack(outs)).transpose(1, 2), None
+    out = outs[0][None] if len(outs) == 1 else torch.stack(outs)
+    # Some families take a view of what transformers' own attention returns contiguous.
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _called_directly() -> ModelInUseError:
+    return ModelInUseError(
+        explain(
+            "called the model directly while slow-fast sessions are open on it",
+            remedy="close the sessions first, or decode with session.decode(); closing the last "
+            "session restores the model's own attention",
+        )
+    )
 
 
 def _attend_row(
-    step: StepContext, index: int, query: Tensor, keys: Tensor, values: Tensor, scale: float
+    step: StepContext,
+    index: int,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rule: AttentionRule,
 ) -> Tensor:
     """One sequence's part: query `[query_heads, rows, key_dim]` to the same with values."""
     layer = step.sequence.layers[index]
-    layer.scale = scale
+    layer.rule = rule
     if step.kind == "fast" and layer.memory is not None:
         layer.memory.append(keys, values)
-        out = layer.memory.attend(query, scale)
+        out = layer.memory.attend(query, rule)
         if step.measure_mass:
-            step.selected_mass.append(layer.memory.selected_mass(query, scale))
+            step.selected_mass.append(layer.memory.selected_mass(query, rule))
         if step.on_fast_attention is not None:
             position = step.sequence.processed_tokens
             step.on_fast_attention(FastAttention(index, position, query, out, layer))
     else:
         out = _attend_dense(step, index, query, keys, values)
-    if step.check_numbers and not bool(out.isfinite().all()):
-        raise _not_finite(step, index, query, keys, values)
+    if step.check_numbers:
+        new = {"query": query, "keys": keys, "values": values}
+        check_finite(step.kind, index, step.sequence.processed_tokens, out, new)
     return out
-
-
-def _not_finite(
-    step: StepContext, index: int, query: Tensor, keys: Tensor, values: Tensor
-) -> NumericsError:
-    inputs = {"query": query, "keys": keys, "values": values}
-    bad = [name for name, tensor in inputs.items() if not bool(tensor.isfinite().all())]
-    return NumericsError(
-        explain(
-            f"attended in layer {index} on a {step.kind} step at position "
-            f"{step.sequence.processed_tokens}",
-            got="an output that is not finite, from "
-            + (f"{' and '.join(bad)} that are not" if bad else "a finite new token"),
-            allowed="finite numbers",
-            remedy="the weights may overflow in this number type: load the model in bfloat16 or "
-            "float32"
-            if bad
-            else "an earlier token's keys or values are damaged: rewind before it",
-        ),
-        layer=index,
-    )
 
 
 def _attend_dense(
@@ -241,13 +231,13 @@ def _attend_all(
         assert step.stream is not None, "nobody brings what is in host memory"
         past = step.stream.pieces(layer.history, own.start)
         look = watch.see if watch is not None else None
-        return attend_passing(query, past, own, layer.scale, look)
+        return attend_passing(query, past, own, layer.rule, look)
     pieces = list(layer.history.pieces())
     if watch is not None:
         # A layer on the device, beside others that are not.
         for piece in pieces:
             watch.see(piece)
-    return attend_history(query, pieces, layer.scale, compiled_rows=bool(step.capture_rows))
+    return attend_history(query, pieces, layer.rule, compiled_rows=bool(step.capture_rows))
 
 
 def _attend_band(query: Tensor, layer: LayerState, window: int) -> Tensor:
@@ -256,27 +246,18 @@ def _attend_band(query: Tensor, layer: LayerState, window: int) -> Tensor:
     start = max(0, tokens - rows - window + 1)
     band = layer.history.joined(start, tokens)
     kv_heads = band.keys.shape[0]
-    folded = query.reshape(1, kv_heads, -1, query.shape[-1])
+    folded = query.reshape(kv_heads, -1, query.shape[-1])
     mask = None
     if rows > 1:
         row = torch.arange(tokens - rows, tokens, device=query.device)[:, None]
         column = torch.arange(start, tokens, device=query.device)[None]
         visible = (column <= row) & (column > row - window)
-        mask = visible.repeat(folded.shape[2] // rows, 1)
+        mask = visible.repeat(folded.shape[1] // rows, 1)
+    if not layer.rule.plain:
+        out, lse = tiled_attention(folded, band.keys, band.values, layer.rule, visible=mask)
+        shape = query.shape[0], rows
+        return layer.rule.share(out.reshape(*shape, -1), lse.reshape(shape))
     out = F.scaled_dot_product_attention(
-        folded, band.keys[None], band.values[None], attn_mask=mask, scale=layer.scale
+        folded[None], band.keys[None], band.values[None], attn_mask=mask, scale=layer.rule.scale
     )
     return out.reshape(query.shape[0], rows, -1)
-
-
-def _refuse_unknown(keywords: dict[str, Any]) -> None:
-    for name, given in keywords.items():
-        if given is not None and name not in _HARMLESS_KEYWORDS:
-            raise UnsupportedModelError(
-                explain(
-                    "the model hands its attention a keyword that slow-fast attention lacks",
-                    got=f"{name}={type(given).__name__}",
-                    allowed="causal softmax attention with grouped heads and sliding windows",
-                    remedy="use another checkpoint; docs/supported_models.md lists families",
-                )
-            )

@@ -53,6 +53,21 @@ static inline vf exponential(vf x) {
     return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
 }
 
+/* softcap * tanh(logits / softcap), in place; 0 leaves them. */
+static void cap_logits(float *logits, long tokens, float softcap) {
+    if (softcap == 0.0f) return;
+    const vi sign = (vi){0} + INT32_MIN;
+    for (long token = 0; token < tokens; token += LANES) {
+        vf x = {0};
+        size_t bytes = (tokens - token < LANES ? tokens - token : LANES) * sizeof(float);
+        memcpy(&x, logits + token, bytes);
+        vf shrunk = exponential((vf)((vi)x | sign) * (2.0f / softcap));
+        vf size = softcap * (1.0f - shrunk) / (1.0f + shrunk);
+        x = (vf)((vi)size | ((vi)x & sign));
+        memcpy(logits + token, &x, bytes);
+    }
+}
+
 static void load_query(const uint16_t *query, vf wide[ROWS][KEY_DIM / LANES]) {
     for (int row = 0; row < ROWS; row++)
         for (int d = 0; d < KEY_DIM / LANES; d++)
@@ -76,7 +91,7 @@ static inline void token_logits(
 /* out `[heads, ROWS, out_stride]` float32, of which the first `tokens` are written. */
 void rows_logits(
     const uint16_t *query, const uint16_t *keys, long key_stride, long heads, long tokens,
-    float scale, float *out, long out_stride, int threads) {
+    float scale, float softcap, float *out, long out_stride, int threads) {
     long parts = (tokens + LOGIT_TOKENS - 1) / LOGIT_TOKENS;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long item = 0; item < heads * parts; item++) {
@@ -88,6 +103,8 @@ void rows_logits(
         float *to = out + head * ROWS * out_stride;
         for (long token = low; token < high; token++)
             token_logits(wide, from + token * KEY_DIM, scale, to + token, out_stride);
+        for (int row = 0; row < ROWS; row++)
+            cap_logits(to + row * out_stride + low, high - low, softcap);
     }
 }
 
@@ -131,7 +148,7 @@ static inline void add_values(
 
 static void attend_part(
     const uint16_t *query, const uint16_t *keys, const uint16_t *values, long tokens, float scale,
-    float *part) {
+    float softcap, float *part) {
     vf wide[ROWS][KEY_DIM / LANES], sums[ROWS][VALUE_DIM / LANES];
     float weights[ROWS][BLOCK], peak[ROWS], mass[ROWS];
     load_query(query, wide);
@@ -142,6 +159,7 @@ static void attend_part(
         for (long token = 0; token < count; token++)
             token_logits(wide, keys + (low + token) * KEY_DIM, scale, weights[0] + token, BLOCK);
         for (int row = 0; row < ROWS; row++) {
+            cap_logits(weights[row], count, softcap);
             float shrink = softmax_block(weights[row], count, peak + row, mass + row);
             for (int d = 0; d < VALUE_DIM / LANES; d++) sums[row][d] *= shrink;
         }
@@ -184,8 +202,8 @@ static void merge_parts(const float *parts, long splits, uint16_t *out) {
 /* out `[heads, ROWS, VALUE_DIM]` bfloat16; parts has room for heads * splits * ROWS * PART. */
 void rows_attend(
     const uint16_t *query, const uint16_t *keys, const uint16_t *values, long key_stride,
-    long value_stride, long heads, long tokens, float scale, float *parts, long splits,
-    uint16_t *out, int threads) {
+    long value_stride, long heads, long tokens, float scale, float softcap, float *parts,
+    long splits, uint16_t *out, int threads) {
     long size = (tokens + splits - 1) / splits;
     splits = (tokens + size - 1) / size;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -194,7 +212,7 @@ void rows_attend(
         long count = tokens - low < size ? tokens - low : size;
         attend_part(
             query + head * ROWS * KEY_DIM, keys + head * key_stride + low * KEY_DIM,
-            values + head * value_stride + low * VALUE_DIM, count, scale,
+            values + head * value_stride + low * VALUE_DIM, count, scale, softcap,
             parts + item * ROWS * PART);
     }
     for (long head = 0; head < heads; head++)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.observe.log import log_event
 
 __all__ = ["RowKernels", "row_kernels"]
@@ -53,14 +54,19 @@ class RowKernels:
         pointer, long, real, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
         self._rows, self._value_dim = rows, value_dim
         self._logits, self._attend = library.rows_logits, library.rows_attend
-        self._logits.argtypes = [pointer, pointer, long, long, long, real, pointer, long, whole]
+        self._logits.argtypes = [
+            *(pointer, pointer, long, long, long, real, real),
+            *(pointer, long, whole),
+        ]
         self._attend.argtypes = [
-            *(pointer, pointer, pointer, long, long, long, long, real),
+            *(pointer, pointer, pointer, long, long, long, long, real, real),
             *(pointer, long, pointer, whole),
         ]
         self._logits.restype = self._attend.restype = None
 
-    def logits(self, query: Tensor, keys: Tensor, scale: float, out: Tensor) -> None:
+    def logits(
+        self, query: Tensor, keys: Tensor, scale: float, out: Tensor, softcap: float = 0.0
+    ) -> None:
         """Write scaled logits, in float32 from the first product on.
 
         Args:
@@ -68,16 +74,19 @@ class RowKernels:
             keys: `[kv_heads, tokens, key_dim]` bfloat16.
             scale: Factor of the logits.
             out: `[kv_heads, rows, tokens]` float32, a slice along the tokens of a dense tensor.
+            softcap: See `AttentionRule`.
         """
         query = query.contiguous()
         heads, tokens = keys.shape[:2]
         self._logits(
             query.data_ptr(),
-            *(keys.data_ptr(), keys.stride(0), heads, tokens, scale),
+            *(keys.data_ptr(), keys.stride(0), heads, tokens, scale, softcap),
             *(out.data_ptr(), out.stride(1), torch.get_num_threads()),
         )
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float = 0.0
+    ) -> Tensor:
         """Attention of rows that see every token, `[kv_heads, rows, value_dim]` bfloat16.
 
         Args:
@@ -85,6 +94,7 @@ class RowKernels:
             keys: `[kv_heads, tokens, key_dim]` bfloat16.
             values: `[kv_heads, tokens, value_dim]` bfloat16.
             scale: Factor of the logits.
+            softcap: See `AttentionRule`.
         """
         query = query.contiguous()
         heads, tokens = keys.shape[:2]
@@ -93,7 +103,7 @@ class RowKernels:
         out = query.new_empty(heads, self._rows, self._value_dim)
         self._attend(
             *(query.data_ptr(), keys.data_ptr(), values.data_ptr()),
-            *(keys.stride(0), values.stride(0), heads, tokens, scale),
+            *(keys.stride(0), values.stride(0), heads, tokens, scale, softcap),
             *(parts.data_ptr(), splits, out.data_ptr(), torch.get_num_threads()),
         )
         return out
@@ -166,12 +176,14 @@ def _check(kernels: RowKernels, rows: int, key_dim: int, value_dim: int) -> None
         torch.randn(heads, count, dim, generator=generator).bfloat16()
         for count, dim in ((rows, key_dim), (tokens, key_dim), (tokens, value_dim))
     )
-    logits = torch.empty(heads, rows, tokens)
-    kernels.logits(query, keys, scale, logits)
-    exact = torch.bmm(query.float(), keys.float().transpose(1, 2)) * scale
-    error = float((logits - exact).abs().max())
-    expected = torch.bmm(exact.softmax(-1), values.float())
-    found = kernels.attend(query, keys, values, scale).float()
-    difference = float((found - expected).abs().max())
-    if not (error < 1e-4 and difference < 1e-2) or math.isnan(error + difference):
-        raise RuntimeError(f"results differ from torch's by {error:.1e} and {difference:.1e}")
+    for softcap in (0.0, 1.5):
+        logits = torch.empty(heads, rows, tokens)
+        kernels.logits(query, keys, scale, logits, softcap)
+        exact = torch.bmm(query.float(), keys.float().transpose(1, 2)) * scale
+        exact = AttentionRule(scale, softcap).cap(exact)
+        error = float((logits - exact).abs().max())
+        expected = torch.bmm(exact.softmax(-1), values.float())
+        found = kernels.attend(query, keys, values, scale, softcap).float()
+        difference = float((found - expected).abs().max())
+        if not (error < 1e-4 and difference < 1e-2) or math.isnan(error + difference):
+            raise RuntimeError(f"results differ from torch's by {error:.1e} and {difference:.1e}")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sfi_agent.engine.host_history import HostStore
+from sfi_agent.engine.surroundings import own_surroundings
 
-__all__ = ["Buffer", "empty_buffer"]
+__all__ = ["Buffer", "copy_rows", "empty_buffer"]
 
 
 class Buffer:
@@ -67,8 +68,10 @@ class Buffer:
             )
         if self.normed_tokens < tokens:
             fresh = self.keys[:, self.normed_tokens : tokens]
+            # At least float32: torch refuses to narrow a float64 model's keys on the way.
+            wide = torch.promote_types(fresh.dtype, torch.float32)
             self.key_norms[:, self.normed_tokens : tokens] = torch.linalg.vector_norm(
-                fresh, dim=-1, dtype=torch.float32
+                fresh, dim=-1, dtype=wide
             )
             self.normed_tokens = tokens
         return self.key_norms[:, :tokens]
@@ -85,4 +88,15 @@ def empty_buffer(
 
 def _empty(like: Tensor, capacity: int) -> Tensor:
     heads, _, dim = like.shape
-    return torch.empty(heads, capacity, dim, dtype=like.dtype, device=like.device)
+    with own_surroundings(like.device):
+        return torch.empty(heads, capacity, dim, dtype=like.dtype, device=like.device)
+
+
+def copy_rows(source: Tensor, place: Tensor, target: Tensor) -> Tensor:
+    """Copy `source[head, place[head]]` to `target`: `[kv_heads, places, dim]`, for every head."""
+    if source.device.type != "cpu":
+        return target.copy_(source.gather(1, place[..., None].expand(-1, -1, source.shape[-1])))
+    # A CPU gathers number by number; rows of one head are copied whole, an order faster.
+    for head in range(source.shape[0]):
+        torch.index_select(source[head], 0, place[head], out=target[head])
+    return target

@@ -35,7 +35,7 @@ class FastAttention:
     @property
     def scale(self) -> float:
         """Factor of the attention logits."""
-        return self.state.scale
+        return self.state.rule.scale
 
     def all_keys_values(self) -> tuple[Tensor, Tensor]:
         """Keys and values of every token up to this one: `[kv_heads, tokens, dim]` each, a copy."""

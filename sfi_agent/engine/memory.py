@@ -19,8 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule, tiled_attention
 from sfi_agent.engine.history import LayerHistory
+from sfi_agent.engine.history_buffer import copy_rows
 from sfi_agent.engine.sdpa import attend_rows
+from sfi_agent.engine.surroundings import own_surroundings
 
 __all__ = ["LayerMemory", "MemoryLayout"]
 
@@ -82,12 +85,13 @@ class MemoryLayout:
         self.tail_capacity = 0
         self.segment_start = 0
         self.segment_tokens = 0
-        self._write_index = torch.zeros(1, dtype=torch.int64, device=device)
         self._indexed_end = 0
         self.ready = False
         self.mean_selected_tokens = 0.0
         self.prompt_end: int | None = None
-        self.evidence_scratch = torch.empty(0, dtype=torch.float32, device=device)
+        with own_surroundings(device):
+            self._write_index = torch.zeros(1, dtype=torch.int64, device=device)
+            self.evidence_scratch = torch.empty(0, dtype=torch.float32, device=device)
 
     @property
     def device(self) -> torch.device:
@@ -216,12 +220,12 @@ class LayerMemory:
         start = self.layout.segment_start
         return self.keys[:, start : start + tokens], self.values[:, start : start + tokens]
 
-    def attend(self, query: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         """Attention of one fast token, already appended, over the memory.
 
         Args:
             query: `[query_heads, 1, key_dim]`.
-            scale: Factor of the logits.
+            rule: Of the layer.
 
         Returns:
             `[query_heads, 1, value_dim]`.
@@ -229,21 +233,28 @@ class LayerMemory:
         end = self.layout.end + 1
         if self.common_start is not None:
             visible = slice(self.common_start, end)
-            return attend_rows(query, self.keys[:, visible], self.values[:, visible], scale)
+            keys, values = self.keys[:, visible], self.values[:, visible]
+            return attend_rows(query, keys, values, rule)
         kv_heads = self.keys.shape[0]
-        folded = query.reshape(1, kv_heads, -1, query.shape[-1])
-        mask = self.visible()[None, :, None, :].expand(-1, -1, folded.shape[2], -1)
+        folded = query.reshape(kv_heads, -1, query.shape[-1])
+        mask = self.visible()[:, None]
+        if not rule.plain:
+            out, lse = tiled_attention(folded, self.keys, self.values, rule, visible=mask)
+            return rule.share(out.reshape(query.shape[0], 1, -1), lse.reshape(-1, 1))
+        mask = mask.expand(-1, folded.shape[1], -1)[None]
         out = F.scaled_dot_product_attention(
-            folded, self.keys[None], self.values[None], attn_mask=mask, scale=scale
+            folded[None], self.keys[None], self.values[None], attn_mask=mask, scale=rule.scale
         )
         return out.reshape(query.shape[0], 1, -1)
 
-    def selected_mass(self, query: Tensor, scale: float) -> Tensor:
+    def selected_mass(self, query: Tensor, rule: AttentionRule) -> Tensor:
         """Share of the token's attention on the selected part, mean over heads: `[]` float32."""
         folded = query.reshape(self.keys.shape[0], -1, query.shape[-1]).float()
-        logits = torch.matmul(folded, self.keys.float().transpose(-1, -2)) * scale
+        logits = rule.cap(torch.matmul(folded, self.keys.float().transpose(-1, -2)) * rule.scale)
         logits = logits.masked_fill(~self.visible()[:, None, :], float("-inf"))
-        return logits.softmax(-1)[..., : self.layout.selected_capacity].sum(-1).mean()
+        total = rule.total(logits.logsumexp(-1).view(-1, 1)).view(*logits.shape[:2], 1)
+        selected = logits[..., : self.layout.selected_capacity]
+        return (selected - total).exp().sum(-1).mean()
 
     def visible(self) -> Tensor:
         """`[kv_heads, capacity]` bool from device-side bounds, the token just written included."""
@@ -282,17 +293,7 @@ class LayerMemory:
             for source, target in ((piece.keys, self.keys), (piece.values, self.values)):
                 region = target[:, :selected]
                 if index == 0:
-                    _copy_rows(source, place, region)
+                    copy_rows(source, place, region)
                 else:
-                    copied = _copy_rows(source, place, torch.empty_like(region))
+                    copied = copy_rows(source, place, torch.empty_like(region))
                     region.copy_(torch.where(inside, copied, region))
-
-
-def _copy_rows(source: Tensor, place: Tensor, target: Tensor) -> Tensor:
-    """Copy `source[head, place[head]]` to `target`: `[kv_heads, places, dim]`, for every head."""
-    if source.device.type != "cpu":
-        return target.copy_(source.gather(1, place[..., None].expand(-1, -1, source.shape[-1])))
-    # A CPU gathers number by number; rows of one head are copied whole, an order faster.
-    for head in range(source.shape[0]):
-        torch.index_select(source[head], 0, place[head], out=target[head])
-    return target

@@ -49,7 +49,7 @@ def inspect_model(model: PreTrainedModel) -> ModelShape:
     """Read the shape of a causal language model.
 
     Raises:
-        UnsupportedModelError: Layer kind, soft-cap, attention sinks, rotary scaling or placement
+        UnsupportedModelError: Layer kind, attention sinks, rotary scaling or placement
             that cannot be handled, by name.
     """
     config = model.config.get_text_config()
@@ -77,24 +77,26 @@ def inspect_model(model: PreTrainedModel) -> ModelShape:
 
 
 def _refuse_attention_interface(model: PreTrainedModel, name: str) -> None:
+    from transformers import PreTrainedModel
+
     can_switch = getattr(type(model), "_can_set_attn_implementation", None)
     if can_switch is None or not can_switch():
+        wrapped = not isinstance(model, PreTrainedModel)
         raise UnsupportedModelError(
             explain(
                 f"tried to decode {name}",
                 got="a model that does not use transformers' attention interface",
                 allowed="models whose attention is looked up in ALL_ATTENTION_FUNCTIONS",
-                remedy="docs/supported_models.md lists families that work",
+                remedy="give the model inside: get_base_model() of PEFT has its adapters in place, "
+                "and what torch.compile wrapped is _orig_mod"
+                if wrapped
+                else "docs/supported_models.md lists families that work",
             )
         )
 
 
 def _refuse_features(config: Any, name: str) -> None:
     reasons = []
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        reasons.append(
-            f"attention soft-cap (attn_logit_softcapping={config.attn_logit_softcapping})"
-        )
     if getattr(config, "num_kv_shared_layers", 0):
         reasons.append("layers that share keys and values (num_kv_shared_layers)")
     if getattr(config, "use_bidirectional_attention", None):

@@ -16,13 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sfi_agent.engine.attention_rule import AttentionRule
+
 __all__ = ["ProgramContext", "ProgramLayers", "attend_in_program", "running"]
 
 
 class ProgramLayers(Protocol):
     """What a running program computes for its layers, in the order they ask."""
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
         """Attention of the next layer; see `attend_in_program`."""
         ...
 
@@ -54,7 +56,13 @@ def running(layers: ProgramLayers) -> Iterator[None]:
 
 
 def attend_in_program(
-    module: nn.Module, query: Tensor, keys: Tensor, values: Tensor, scale: float
+    module: nn.Module,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attention of one layer of the running program.
 
@@ -63,7 +71,10 @@ def attend_in_program(
         query: `[batch, query_heads, queries, key_dim]`, post-RoPE.
         keys: `[batch, kv_heads, queries, key_dim]`, the step's own.
         values: `[batch, kv_heads, queries, value_dim]`.
-        scale: Factor of the logits.
+        scale: See `AttentionRule`, and so the others; one by one, because compilers see through
+            numbers and tensors best.
+        softcap: 0 for none.
+        sinks: None for none.
 
     Returns:
         `[batch, queries, query_heads, value_dim]`.
@@ -72,24 +83,32 @@ def attend_in_program(
         # In compiled code the index would become a condition, and every layer code of its own.
         assert _running.layers is not None, "no program is running"
         _running.layers.note_layer(int(module.layer_idx))  # type: ignore[arg-type]
-    out: Tensor = torch.ops.sfi_agent.program_attention(query, keys, values, scale)
+    out: Tensor = torch.ops.sfi_agent.program_attention(query, keys, values, scale, softcap, sinks)
     return out
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
     assert _running.layers is not None, "no program is running"
-    return _running.layers.attend(query, keys, values, scale)
+    return _running.layers.attend(query, keys, values, AttentionRule(scale, softcap, sinks))
 
 
 _operation: Any = torch.library.custom_op(
     "sfi_agent::program_attention",
     _attend,
     mutates_args=(),
-    schema="(Tensor query, Tensor keys, Tensor values, float scale) -> Tensor",
+    schema="(Tensor query, Tensor keys, Tensor values, float scale, float softcap, Tensor? sinks) "
+    "-> Tensor",
 )
 
 
 @_operation.register_fake  # type: ignore[untyped-decorator]
-def _attend_fake(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    batch, heads, queries, _ = query.shape
+def _attend_fake(query: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor:
+    batch, heads, queries = query.shape[:3]
     return query.new_empty(batch, queries, heads, values.shape[-1])

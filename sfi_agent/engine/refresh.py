@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import LayerHistory, Piece
 from sfi_agent.engine.memory import LayerMemory, RefreshPlan
@@ -96,7 +97,7 @@ class EvidenceWriter:
         self._group = query_heads // kv_heads
         rows = captured.reshape(kv_heads, self._group, self._queries, dim).transpose(1, 2)
         self._rows = rows.reshape(kv_heads, self._queries * self._group, dim)
-        self._scale, self._plan = layer.scale, plan
+        self._rule, self._plan = layer.rule, plan
         shape = (*self._rows.shape[:2], plan.history_tokens)
         layout = layer.memory.layout if layer.memory else None
         if layout is None:
@@ -107,7 +108,8 @@ class EvidenceWriter:
     def see(self, piece: Piece) -> None:
         """Write the logits of some tokens, none of them behind the plan's last one."""
         end = piece.start + piece.keys.shape[1]
-        _write_logits(self._rows, piece.keys, self._scale, self._logits[..., piece.start : end])
+        target = self._logits[..., piece.start : end]
+        _write_logits(self._rows, piece.keys, self._rule, target)
 
     def evidence(self, key_norms: Tensor | None) -> Evidence:
         """When every token has been seen.
@@ -121,6 +123,9 @@ class EvidenceWriter:
         start, end = plan.sink_tokens, plan.recent_start
         candidates = logits[..., start:end]
         rest = torch.logaddexp(_log_sum(logits[..., :start]), _log_sum(logits[..., end:]))
+        sinks = self._rule.grouped_sinks(logits.shape[0])
+        if sinks is not None:
+            rest = torch.logaddexp(rest, sinks.repeat(1, self._queries))
         total = torch.logaddexp(_log_sum(candidates), rest)
         return Evidence(
             logits=candidates[None],
@@ -131,18 +136,20 @@ class EvidenceWriter:
         )
 
 
-def _write_logits(rows: Tensor, keys: Tensor, scale: float, target: Tensor) -> None:
+def _write_logits(rows: Tensor, keys: Tensor, rule: AttentionRule, target: Tensor) -> None:
     """Scaled logits of `rows` `[kv_heads, rows, dim]`, into `[kv_heads, rows, tokens]` float32."""
     chunk = _EVIDENCE_CHUNK_TOKENS.get(rows.device.type, 1024)
     kernels = row_kernels(rows, keys, keys)
     if kernels is not None:
-        kernels.logits(rows, keys, scale, target)
-    elif rows.device.type == "cpu":
+        kernels.logits(rows, keys, rule.scale, target, rule.softcap)
+        return
+    if rows.device.type == "cpu":
         # Head by head: what one product reads fits the cache, and threads seldom meet.
         for head in range(rows.shape[0]):
-            _widened_products(rows[head], keys[head], scale, chunk, target[head])
+            _widened_products(rows[head], keys[head], rule.scale, chunk, target[head])
     else:
-        _widened_products(rows, keys, scale, chunk, target)
+        _widened_products(rows, keys, rule.scale, chunk, target)
+    rule.cap(target)
 
 
 def _widened_products(rows: Tensor, keys: Tensor, scale: float, chunk: int, out: Tensor) -> None:
@@ -183,7 +190,8 @@ def checked_selection(selector: Selector, evidence: Evidence, budget: int) -> Se
     """Ask a selector, and refuse what is not shaped like a selection.
 
     Raises:
-        PluginError: Types, shapes or devices are wrong; `check_selections` looks at the values.
+        PluginError: Types, shapes, devices or layouts are wrong; `check_selections` looks at the
+            values.
     """
     selection = selector.select(evidence, budget)
     heads = evidence.logits.shape[:2]
@@ -200,7 +208,8 @@ def checked_selection(selector: Selector, evidence: Evidence, budget: int) -> Se
     wrong_shape = got_positions.shape[:2] != heads or got_counts.shape != heads
     wrong_size = got_positions.ndim != 3 or got_positions.shape[-1] > budget
     wrong_device = {got_positions.device, got_counts.device} != {evidence.logits.device}
-    if wrong_type or wrong_shape or wrong_size or wrong_device:
+    wrong_layout = {got_positions.layout, got_counts.layout} != {torch.strided}
+    if wrong_type or wrong_shape or wrong_size or wrong_device or wrong_layout:
         raise _broken(
             selector,
             f"positions {_described(got_positions)}, counts {_described(got_counts)}",
@@ -274,7 +283,8 @@ def note_starts(sequence: SequenceState) -> None:
 
 
 def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+    layout = "" if tensor.layout is torch.strided else f" {tensor.layout}"
+    return f"{tuple(tensor.shape)} {tensor.dtype}{layout} on {tensor.device}"
 
 
 def _broken(selector: Selector, got: str, allowed: str) -> PluginError:

@@ -8,13 +8,14 @@ and everything where programs cannot run, is executed eagerly by the forward pas
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from sfi_agent.engine.attention import BatchContext, StepContext, streamed_histories
+from sfi_agent.engine.attention_checks import check_logits
 from sfi_agent.engine.eager import EagerSteps
 from sfi_agent.engine.host_access import HostAccess
 from sfi_agent.engine.instruments import FastAttention
@@ -23,6 +24,8 @@ from sfi_agent.engine.model_shape import ModelShape
 from sfi_agent.engine.programs.choice import Execution, make_programs
 from sfi_agent.engine.requests import StepOutcome, StepRequest
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.step_output import StepOutput
+from sfi_agent.engine.surroundings import own_surroundings
 from sfi_agent.engine.turn_lock import TurnLock
 from sfi_agent.protocols import Selector
 
@@ -31,34 +34,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from sfi_agent.engine.streamed_refresh import PassSelections
-
 __all__ = ["Runner", "StepOutput"]
 
 _PREFILL_CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 """Bounds the activations of a prefill; larger chunks keep a GPU busier."""
-
-
-class StepOutput:
-    """What a step leaves on the device.
-
-    Attributes:
-        logits: `[vocabulary]` float32, for the token after the last one processed.
-        selected_mass: `[]` float32, mean over sparse layers; None unless it was measured.
-        selections: What was selected while the step ran; None where that comes later.
-    """
-
-    __slots__ = ("logits", "selected_mass", "selections")
-
-    def __init__(
-        self,
-        logits: Tensor,
-        selected_mass: Tensor | None = None,
-        selections: PassSelections | None = None,
-    ) -> None:
-        self.logits = logits
-        self.selected_mass = selected_mass
-        self.selections = selections
 
 
 class Runner:
@@ -68,8 +47,8 @@ class Runner:
         model: A causal language model of transformers, in eval mode.
         shape: From `inspect_model`.
         prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
-        check_numbers: Whether attention outputs that are not finite raise `NumericsError`; every
-            step is then executed eagerly.
+        check_numbers: Whether numbers that are not finite raise `NumericsError`; every step is then
+            executed eagerly.
         execution: "auto" takes captured steps on a CUDA device and eager ones elsewhere;
             "uncaptured" runs the programs of captured steps without capture, for tests.
 
@@ -109,7 +88,11 @@ class Runner:
         Returns:
             One outcome per request. When a step raises, every sequence stays between two steps.
         """
-        with self._lock, self._device(), typed_memory_errors(self, [r.sequence for r in requests]):
+        with (
+            self._lock,
+            own_surroundings(self.shape.device),
+            typed_memory_errors(self, [r.sequence for r in requests]),
+        ):
             if self.programs is None:
                 return self._eager.execute(requests)
             return self.programs.execute(requests, batch, waiting, self._eager)
@@ -121,7 +104,7 @@ class Runner:
             sequence: Its segment must have been flushed.
             ids: At least one token.
         """
-        with self._lock, self._device(), typed_memory_errors(self, [sequence]):
+        with self._lock, own_surroundings(self.shape.device), typed_memory_errors(self, [sequence]):
             if self.programs is not None:
                 self.programs.forget(sequence)
             output = self.dense(sequence, ids)
@@ -135,13 +118,8 @@ class Runner:
         Args:
             sequences: Named where the device runs out of memory.
         """
-        with self._lock, self._device(), typed_memory_errors(self, sequences):
+        with self._lock, own_surroundings(self.shape.device), typed_memory_errors(self, sequences):
             yield
-
-    def _device(self) -> AbstractContextManager[object]:
-        """Kernels of our own go to the current device, which need not be the model's."""
-        device = self.shape.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def dense(
         self,
@@ -276,13 +254,15 @@ class Runner:
                     logits_to_keep=logit_rows,
                     sfi=context,
                 )
+            logits: Tensor = result.logits.float()
+            if self.check_numbers:
+                check_logits(logits, min(first))
         except BaseException:
             for sequence in sequences:
                 sequence.settle()
             raise
         for sequence in sequences:
             sequence.processed_tokens += tokens.shape[1]
-        logits: Tensor = result.logits.float()
         return logits
 
 

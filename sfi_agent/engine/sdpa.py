@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule, tiled_attention
 from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import Piece
 from sfi_agent.observe.log import log_event
@@ -118,38 +119,44 @@ def _choose_kernel(
     return reference_attention, f"no CUDA kernel for {dtype} and head size {key_dim}"
 
 
-def attend_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
     """Attention of rows that see every token: `[query_heads, rows, value_dim]`.
 
     Args:
         query: `[query_heads, rows, key_dim]`.
         keys: `[kv_heads, tokens, key_dim]`.
         values: `[kv_heads, tokens, value_dim]`.
-        scale: Factor of the logits.
+        rule: Of the layer.
     """
     folded = _fold(query, keys.shape[0])
-    kernels = row_kernels(folded, keys, values)
+    kernels = row_kernels(folded, keys, values) if rule.sinks is None else None
     if kernels is not None:
-        out = kernels.attend(folded, keys, values, scale)
+        out = kernels.attend(folded, keys, values, rule.scale, rule.softcap)
         return out.reshape(*query.shape[:2], values.shape[-1])
-    return _torch_rows(query, keys, values, scale)
+    return _torch_rows(query, keys, values, rule)
 
 
-def _torch_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _torch_rows(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
+    if not rule.plain:
+        return rule.share(*_past_rows(query, keys, values, rule))
     folded = _fold(query, keys.shape[0])
-    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], scale=scale)[0]
-    return out.reshape(*query.shape[:2], values.shape[-1])
+    out = F.scaled_dot_product_attention(folded[None], keys[None], values[None], scale=rule.scale)
+    return out[0].reshape(*query.shape[:2], values.shape[-1])
 
 
 def attend_history(
-    query: Tensor, pieces: Sequence[Piece], scale: float, *, compiled_rows: bool = False
+    query: Tensor,
+    pieces: Sequence[Piece],
+    rule: AttentionRule,
+    *,
+    compiled_rows: bool = False,
 ) -> Tensor:
     """Causal attention of the newest rows over a whole history, those rows included.
 
     Args:
         query: `[query_heads, rows, key_dim]`; row i is the token `rows - i` from the end.
         pieces: The history in order; the last piece holds at least the `rows` newest tokens.
-        scale: Factor of the logits.
+        rule: Of the layer.
         compiled_rows: Whether a single row may use `attend_rows` and its compiled kernel. Off, it
             is torch's attention: what dense decoding is compared by.
 
@@ -159,21 +166,23 @@ def attend_history(
     rows = query.shape[1]
     if rows == 1 and len(pieces) == 1:
         attend = attend_rows if compiled_rows else _torch_rows
-        return attend(query, pieces[0].keys, pieces[0].values, scale)
+        return attend(query, pieces[0].keys, pieces[0].values, rule)
     *earlier, last = pieces
     split = last.keys.shape[1] - rows
-    partial = [_past_rows(query, piece.keys, piece.values, scale) for piece in earlier]
+    past = [(piece.keys, piece.values) for piece in earlier]
     if split:
-        partial.append(_past_rows(query, last.keys[:, :split], last.values[:, :split], scale))
-    partial.append(_newest_block(query, last.keys[:, split:], last.values[:, split:], scale))
-    return _merge(partial).to(query.dtype)
+        past.append((last.keys[:, :split], last.values[:, :split]))
+    parts = [_past_rows(query, *piece, rule) for piece in past]
+    newest = last.keys[:, split:], last.values[:, split:]
+    parts.append(_newest_block(query, *newest, rule))
+    return rule.share(*_merge(parts)).to(query.dtype)
 
 
 def attend_passing(
     query: Tensor,
     past: Iterable[Piece],
     own: Piece,
-    scale: float,
+    rule: AttentionRule,
     look: Callable[[Piece], None] | None = None,
 ) -> Tensor:
     """Causal attention of the newest rows over a history that comes by piece by piece.
@@ -183,7 +192,7 @@ def attend_passing(
         past: The tokens before these rows, in any order. A piece is valid until the next one is
             asked for.
         own: The rows' own tokens.
-        scale: Factor of the logits.
+        rule: Of the layer.
         look: Shown every piece while it is there, the own one last.
 
     Returns:
@@ -192,14 +201,14 @@ def attend_passing(
     folded = _fold(query, own.keys.shape[0]).contiguous()
     softmax = RunningSoftmax()
     for piece in past:
-        out, lse = lse_kernel(query, piece.values)(folded, piece.keys, piece.values, scale, False)
+        out, lse = _attend_part(folded, piece.keys, piece.values, rule, causal=False)
         softmax.add(out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2]))
         if look is not None:
             look(piece)
-    softmax.add(*_newest_block(query, own.keys, own.values, scale))
+    softmax.add(*_newest_block(query, own.keys, own.values, rule))
     if look is not None:
         look(own)
-    return softmax.result().to(query.dtype)
+    return rule.share(*softmax.result()).to(query.dtype)
 
 
 class RunningSoftmax:
@@ -224,35 +233,48 @@ class RunningSoftmax:
         self._out = (self._out.float() * before[..., None]).add_(out.float() * share[..., None])
         self._lse = total
 
-    def result(self) -> Tensor:
-        """Attention over all of them; in the dtype of the part where there was one alone."""
-        assert self._out is not None, "no part was added"
-        return self._out
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Attention over all of them, in the dtype of the part where there was one alone, and its
+        log-sum-exps."""
+        assert self._out is not None and self._lse is not None, "no part was added"
+        return self._out, self._lse
 
 
-def _past_rows(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _past_rows(
+    query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule
+) -> tuple[Tensor, Tensor]:
     folded = _fold(query, keys.shape[0])
-    out, lse = lse_kernel(query, values)(folded, keys, values, scale, False)
+    out, lse = _attend_part(folded, keys, values, rule, causal=False)
     return out.reshape(*query.shape[:2], -1), lse.reshape(query.shape[:2])
 
 
 def _newest_block(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float
+    query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule
 ) -> tuple[Tensor, Tensor]:
     # Folded rows cannot use a causal kernel; the block is short, so its keys are repeated.
     group = query.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
-    return lse_kernel(query, values)(query.contiguous(), keys, values, scale, True)
+    return _attend_part(query.contiguous(), keys, values, rule, causal=True)
 
 
-def _merge(partial: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """One softmax out of several: outputs weighted by their share of the total mass, float32."""
-    if len(partial) == 1:
-        return partial[0][0]
-    lses = torch.stack([lse for _, lse in partial])
-    weights = (lses - lses.logsumexp(dim=0)).exp()
-    outs = torch.stack([out.float() for out, _ in partial])
-    return (outs * weights[..., None]).sum(dim=0)
+def _attend_part(
+    query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention over some of the tokens, sinks left out: see `LseKernel`."""
+    if rule.softcap:
+        return tiled_attention(query, keys, values, rule, causal=causal)
+    return lse_kernel(query, values)(query, keys, values, rule.scale, causal)
+
+
+def _merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One softmax out of several, float32: outputs weighted by their share of the total mass, and
+    log-sum-exps."""
+    if len(parts) == 1:
+        return parts[0]
+    lses = torch.stack([lse for _, lse in parts])
+    total = lses.logsumexp(dim=0)
+    outs = torch.stack([out.float() for out, _ in parts])
+    return (outs * (lses - total).exp()[..., None]).sum(dim=0), total
 
 
 def _fold(query: Tensor, kv_heads: int) -> Tensor:

@@ -7,6 +7,8 @@ reason, instead of decoding wrongly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +19,7 @@ from sfi_agent.engine.model_shape import ModelShape
 from sfi_agent.engine.refresh import refresh_memory
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.engine.surroundings import own_surroundings
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.errors import ModelInUseError, SfiError, UnsupportedModelError, explain
 from sfi_agent.protocols import Evidence, Selection
@@ -57,22 +60,22 @@ def check_model(model: PreTrainedModel, shape: ModelShape) -> float:
         better.
 
     Raises:
-        UnsupportedModelError: The error is larger than rounding explains, or a layer never asked
-            for attention.
+        UnsupportedModelError: The error is larger than rounding explains, a layer never asked for
+            attention, or the model gives no logits by itself.
     """
     stride = max(1, shape.vocabulary_size // (_TOKENS + 1))
     ids = [(index + 1) * stride % shape.vocabulary_size for index in range(_TOKENS)]
-    own = model(
-        input_ids=torch.tensor([ids], device=shape.device), use_cache=False, logits_to_keep=1
-    ).logits[0, -1]
-    try:
-        ours = _our_logits(model, shape, ids)
-    except ModelInUseError as error:
-        raise _cannot_run(model, "a model that does not hand keywords to its attention") from error
-    except (SfiError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise _cannot_run(model, f"{type(error).__name__}: {error}") from error
+    with own_surroundings(shape.device):
+        own = _own_logits(model, shape, ids)
+        try:
+            ours = _our_logits(model, shape, ids)
+        except ModelInUseError as error:
+            got = "a model that does not hand keywords to its attention"
+            raise _cannot_run(model, got) from error
+        except (SfiError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise _cannot_run(model, f"{type(error).__name__}: {error}") from error
     difference = torch.linalg.vector_norm(own.float() - ours)
     relative_error = float(difference / torch.linalg.vector_norm(own.float()).clamp(min=1e-20))
     allowed = _LARGEST_RELATIVE_ERROR.get(shape.dtype, _LARGEST_RELATIVE_ERROR_HALF)
@@ -97,6 +100,43 @@ def _cannot_run(model: PreTrainedModel, got: str) -> UnsupportedModelError:
             remedy="docs/supported_models.md lists families that work",
         )
     )
+
+
+def _own_logits(model: PreTrainedModel, shape: ModelShape, ids: list[int]) -> Tensor:
+    """`[vocabulary]` of the model as it is."""
+    tokens = torch.tensor([ids], device=shape.device)
+    try:
+        with _soft_cap_kept(model):
+            output = model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        logits: Tensor = output.logits[0, -1]
+    except (SfiError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            explain(
+                f"ran a few tokens through {type(model).__name__} as it is",
+                got=f"{type(error).__name__}: {error}",
+                allowed="causal language models that turn token ids into logits",
+                remedy="load it with transformers' AutoModelForCausalLM",
+            )
+        ) from error
+    return logits
+
+
+@contextmanager
+def _soft_cap_kept(model: PreTrainedModel) -> Iterator[None]:
+    """For the length of a with block the attention of a model has the soft-cap that it was trained
+    with: older versions of transformers (seen in 5.17) run Gemma 2 by torch's, which drops it."""
+    config = model.config.get_text_config()
+    before = model.config._attn_implementation
+    if before != "sdpa" or not getattr(config, "attn_logit_softcapping", None):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _our_logits(model: PreTrainedModel, shape: ModelShape, ids: list[int]) -> Tensor:

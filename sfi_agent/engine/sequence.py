@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.history import LayerHistory, MoveCounter
 from sfi_agent.engine.host_history import HostStore
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 
 __all__ = ["LayerState", "SequenceState"]
+
+_UNKNOWN_RULE = AttentionRule(1.0)
 
 
 @dataclass(slots=True)
@@ -29,14 +32,14 @@ class LayerState:
             their history at every step.
         captured_query: `[query_heads, rows, key_dim]`, the newest post-RoPE queries of the last
             dense step that was asked for evidence.
-        scale: Factor of the attention logits, known after the first step.
+        rule: How products become attention weights, known after the first step.
     """
 
     history: LayerHistory
     window: int | None = None
     memory: LayerMemory | None = None
     captured_query: Tensor | None = None
-    scale: float = 1.0
+    rule: AttentionRule = _UNKNOWN_RULE
 
 
 class SequenceState:
@@ -170,7 +173,7 @@ class SequenceState:
         """Give the history to a fresh sequence of the same model and policy; this one is done."""
         assert not self.segment_tokens, "flush the segment before moving"
         for own, taker in zip(self.layers, other.layers, strict=True):
-            taker.history, taker.scale = own.history, own.scale
+            taker.history, taker.rule = own.history, own.rule
             taker.history.moves = other.moves
         other.processed_tokens = self.processed_tokens
 

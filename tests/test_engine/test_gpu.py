@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfi_agent import Engine, SessionConfig
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.history import Piece
 from sfi_agent.engine.memory import MemoryLayout
 from sfi_agent.engine.refresh import refresh_memory
@@ -256,9 +257,9 @@ def test_a_history_in_pieces_is_one_softmax(dtype: torch.dtype, dim: int, rows: 
             for start, end in zip(cuts, cuts[1:], strict=False)
             if start < end
         ]
-        assert_near(attend_history(query, pieces, 0.2), expected, dtype)
+        assert_near(attend_history(query, pieces, AttentionRule(0.2)), expected, dtype)
     everything = by_the_book(query, keys, values, 0.2)
-    assert_near(attend_rows(query, keys, values, 0.2), everything, dtype)
+    assert_near(attend_rows(query, keys, values, AttentionRule(0.2)), everything, dtype)
 
 
 @pytest.mark.parametrize("measure_mass", [False, True])

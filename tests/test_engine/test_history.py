@@ -207,9 +207,10 @@ def test_norms_after_a_cut_are_those_of_the_new_tokens() -> None:
     assert_holds(history, [1, 2, 70, 80])
 
 
-def test_norms_of_half_precision_keys_are_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_norms_of_other_keys_are_float32(dtype: torch.dtype) -> None:
     history = LayerHistory()
-    keys = torch.full((HEADS, 4, 64), 3.0, dtype=torch.bfloat16)
+    keys = torch.full((HEADS, 4, 64), 3.0, dtype=dtype)
     history.append(keys, keys)
     norms = history.key_norms(0, 4)
     assert norms.dtype == torch.float32

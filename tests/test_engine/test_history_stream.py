@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sfi_agent.engine import history as history_module
 from sfi_agent.engine import history_stream as stream_module
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.copy_lanes import Mark
 from sfi_agent.engine.history import LayerHistory, Piece
 from sfi_agent.engine.history_stream import HistoryStream
@@ -492,10 +493,10 @@ def test_passing_pieces_are_one_softmax(
     def look(piece: Piece) -> None:
         shown.extend(range(piece.start, piece.start + piece.keys.shape[1]))
 
-    got = attend_passing(query, reversed(pieces), own, 0.3, look)
+    got = attend_passing(query, reversed(pieces), own, AttentionRule(0.3), look)
     expected = by_the_book(query, keys, values, 0.3, causal(rows, total))
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
-    whole = attend_history(query, [Piece(0, keys, values)], 0.3)
+    whole = attend_history(query, [Piece(0, keys, values)], AttentionRule(0.3))
     torch.testing.assert_close(got, whole, rtol=1e-5, atol=1e-5)
     assert sorted(shown) == list(range(total))
 
@@ -507,6 +508,7 @@ def test_a_running_softmax_keeps_float32_between_half_precision_parts() -> None:
     for out, lse in zip(outs, lses, strict=True):
         softmax.add(out, lse)
     expected = (outs.double() * lses.double().softmax(0)[..., None]).sum(0)
-    got: Tensor = softmax.result()
+    got, lse = softmax.result()
     assert got.dtype == torch.float32
+    torch.testing.assert_close(lse, lses.logsumexp(0))
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)

@@ -46,7 +46,7 @@ from tests.test_engine.program_cases import (
 from tests.test_guarantees.adversaries import adversaries
 from tests.test_guarantees.pair import Planned, raising_at
 from tests.test_guarantees.play import close
-from tests.test_guarantees.policies import FAMILY_NAMES, for_each, prompts, turns_of_ids
+from tests.test_guarantees.policies import LAYOUT_NAMES, for_each, prompts, turns_of_ids
 
 NEW_TOKENS = 9
 PROMPT = list(range(60))
@@ -97,7 +97,7 @@ def both(
     return True
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_turns_equal_ordinary_ones(family: str) -> None:
     """Any policy, adversarial plugins included; prefills in chunks of any size."""
     whole = []
@@ -115,13 +115,13 @@ def test_turns_equal_ordinary_ones(family: str) -> None:
     with adversaries():
         for_each(
             family,
-            3,
+            5,
             config=program_policies(),
             turns=turns_of_ids,
             ways=st.sampled_from(WAYS),
             chunk=st.sampled_from([None, 5, 16]),
         )(check)
-    assert sum(whole) >= 2, "rounding decided too often"
+    assert sum(whole) >= 4, "rounding decided too often"
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfi_agent.engine import memory as memory_module
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.history import LayerHistory
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 from sfi_agent.engine.sdpa import reference_attention
@@ -125,7 +126,8 @@ def test_attention_over_the_memory(common: bool, queries_per_head: int) -> None:
     )
     added = torch.randn(HEADS, 1, DIM, generator=torch.Generator().manual_seed(2))
     memory.append(added, added)
-    out, mass = memory.attend(query, 0.7), memory.selected_mass(query, 0.7)
+    rule = AttentionRule(0.7)
+    out, mass = memory.attend(query, rule), memory.selected_mass(query, rule)
     masses = []
     for row in range(query.shape[0]):
         head = row // queries_per_head

@@ -41,7 +41,6 @@ def test_windows_of_a_family_without_layer_types() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping=30.0"),
         ({"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
         ({"use_bidirectional_attention": True}, "bidirectional"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
@@ -65,8 +64,8 @@ def test_features_that_cannot_be_reproduced_are_refused_by_name(
 
 
 def test_several_reasons_are_named_together() -> None:
-    model = with_config(attn_logit_softcapping=30.0, num_kv_shared_layers=1)
-    with pytest.raises(UnsupportedModelError, match="softcapping.*num_kv_shared_layers"):
+    model = with_config(use_bidirectional_attention=True, num_kv_shared_layers=1)
+    with pytest.raises(UnsupportedModelError, match="num_kv_shared_layers.*bidirectional"):
         inspect_model(model)
 
 

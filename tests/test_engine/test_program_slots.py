@@ -112,7 +112,7 @@ def test_sessions_that_take_turns_in_a_slot_do_not_disturb_each_other(
     with adversaries(), counted_requests() as counts:
         for_each(
             family + slow_step,
-            4,
+            3,
             configs=st.one_of(same, any_three),
             turns=st.lists(prompts, min_size=3, max_size=3),
             lots=st.lists(st.integers(0, 29), min_size=1, max_size=40),

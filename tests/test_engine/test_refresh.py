@@ -9,6 +9,7 @@ import torch
 
 from sfi_agent import Evidence, PluginError, Selection, SessionConfig, build_selector
 from sfi_agent.engine import refresh as refresh_module
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
 from sfi_agent.engine.refresh import layer_evidence, refresh_memory
 from sfi_agent.engine.sequence import LayerState, SequenceState
@@ -34,7 +35,7 @@ def test_evidence_by_the_book(
     monkeypatch.setitem(refresh_module._EVIDENCE_CHUNK_TOKENS, "cpu", chunk)
     history, query = filled_history(cuts, TOKENS), captured(queries)
     layout = MemoryLayout(3, 10, 8, CPU)
-    layer = LayerState(history, None, LayerMemory(layout), query, scale=0.3)
+    layer = LayerState(history, None, LayerMemory(layout), query, AttentionRule(0.3))
     plan = layout.plan(TOKENS)
     evidence = layer_evidence(layer, plan, with_norms=True)
     keys = history.joined(0, TOKENS).keys
@@ -109,6 +110,17 @@ def test_a_refused_selection_leaves_the_memory_unready() -> None:
     with pytest.raises(PluginError, match=r"_Fixed.*ascending positions in \[2, 55\)"):
         refresh_memory(sequence, _Fixed(frozenset(), [9, 55]), segment_capacity=4)
     assert not layout.ready
+
+
+def test_a_selection_of_sparse_tensors_is_refused() -> None:
+    class Sparse(_Fixed):
+        def select(self, evidence: Evidence, budget: int) -> Selection:
+            selection = super().select(evidence, budget)
+            return Selection(selection.positions.to_sparse(), selection.counts)
+
+    sequence = ready_sequence(MemoryLayout(2, 4, 5, CPU))
+    with pytest.raises(PluginError, match=r"Sparse .*torch\.sparse_coo"):
+        refresh_memory(sequence, Sparse(frozenset(), [9, 12]), segment_capacity=4)
 
 
 def test_evidence_says_where_the_prompt_ends() -> None:

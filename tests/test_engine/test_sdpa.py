@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfi_agent.engine import sdpa
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.history import Piece
 from sfi_agent.engine.sdpa import (
     attend_history,
@@ -112,7 +113,7 @@ def test_rows_that_see_everything(
     query_heads, kv_heads = heads
     query = draw(seed, query_heads, rows, dim, dtype=dtype)
     keys, values = (draw(seed + n, kv_heads, tokens, dim, dtype=dtype) for n in (1, 2))
-    got = attend_rows(query, keys, values, 0.2)
+    got = attend_rows(query, keys, values, AttentionRule(0.2))
     assert_near(got, by_the_book(query, keys, values, 0.2), dtype)
 
 
@@ -143,7 +144,7 @@ def test_a_history_in_pieces_is_one_softmax(
         run = slice(start, start + length)
         pieces.append(Piece(start, keys[:, run], values[:, run]))
         start += length
-    got = attend_history(query, pieces, dim**-0.5)
+    got = attend_history(query, pieces, AttentionRule(dim**-0.5))
     expected = by_the_book(query, keys, values, dim**-0.5, causal(rows, tokens))
     assert_near(got, expected, dtype)
 
@@ -154,7 +155,7 @@ def test_extreme_logits_do_not_overflow() -> None:
         Piece(0, keys[:, :3] * 100, values[:, :3]),
         Piece(3, keys[:, 3:] * 100, values[:, 3:]),
     ]
-    got = attend_history(query[:, :2], pieces, 1.0)
+    got = attend_history(query[:, :2], pieces, AttentionRule(1.0))
     expected = by_the_book(query[:, :2], keys * 100, values, 1.0, causal(2, 6))
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -185,5 +186,5 @@ def test_values_of_another_size_than_keys() -> None:
     query, keys = (draw(n, 4, 5, 24, dtype=torch.float32) for n in range(2))
     values: Any = draw(2, 4, 5, 16, dtype=torch.float32)
     pieces = [Piece(0, keys[:, :2], values[:, :2]), Piece(2, keys[:, 2:], values[:, 2:])]
-    got = attend_history(query[:, :3], pieces, 0.2)
+    got = attend_history(query[:, :3], pieces, AttentionRule(0.2))
     assert_near(got, by_the_book(query[:, :3], keys, values, 0.2, causal(3, 5)), torch.float32)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfi_agent import Engine, UnsupportedModelError
 from sfi_agent.engine import attention, sdpa
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.memory import LayerMemory
 from sfi_agent.engine.model_shape import inspect_model
 from sfi_agent.engine.sdpa import attend_rows
@@ -45,10 +46,10 @@ def test_a_wrong_scale_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_fast_step_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefill chunks are right; only the memory forgets its newest token."""
 
-    def forgetful(self: LayerMemory, query: Tensor, scale: float) -> Tensor:
+    def forgetful(self: LayerMemory, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self.common_start is not None
         seen = slice(self.common_start, self.layout.end)
-        return attend_rows(query, self.keys[:, seen], self.values[:, seen], scale)
+        return attend_rows(query, self.keys[:, seen], self.values[:, seen], rule)
 
     monkeypatch.setattr(LayerMemory, "attend", forgetful)
     refused(build_model(FAMILY), "relative error")
@@ -58,19 +59,19 @@ def test_a_wrong_second_chunk_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     """As when a chunk sees the first keys instead of all before it."""
     original = sdpa.attend_history
 
-    def first_keys(query: Tensor, pieces: Any, scale: float, **options: Any) -> Tensor:
+    def first_keys(query: Tensor, pieces: Any, rule: AttentionRule, **options: Any) -> Tensor:
         if query.shape[1] > 1 and pieces[-1].keys.shape[1] > query.shape[1]:
             rows = query.shape[1]
             piece = pieces[-1]
             cut = type(piece)(0, piece.keys[:, :rows], piece.values[:, :rows])
-            return original(query, [cut], scale)
-        return original(query, pieces, scale)
+            return original(query, [cut], rule)
+        return original(query, pieces, rule)
 
     monkeypatch.setattr(attention, "attend_history", first_keys)
     refused(build_model(FAMILY), "relative error")
 
 
-def test_a_wrong_window_is_refused() -> None:
+def test_a_wrong_window_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(next(family for family in FAMILIES if family.name == "mistral_sliding"))
     model.config.sliding_window = 4
     for layer in model.model.layers:
@@ -79,6 +80,14 @@ def test_a_wrong_window_is_refused() -> None:
     Engine(model)
     shape = inspect_model(model)
     model.config.sliding_window = 6
+    with pytest.raises(UnsupportedModelError, match="window of 6 tokens where .* says 4"):
+        check_model(model, shape)
+    handed = attention.slow_fast_attention
+
+    def silent(*arguments: Any, sliding_window: int | None, **keywords: Any) -> Any:
+        return handed(*arguments, **keywords)
+
+    monkeypatch.setattr(attention, "slow_fast_attention", silent)
     with pytest.raises(UnsupportedModelError, match="relative error"):
         check_model(model, shape)
 
@@ -114,3 +123,33 @@ def test_an_error_of_the_model_under_our_attention_is_wrapped() -> None:
 
     model.model.layers[1].self_attn.forward = breaks
     refused(model, "KeyError: 'something'")
+
+
+def test_a_model_that_gives_no_logits_is_refused() -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    refused(LlamaModel(config).eval(), "LlamaModel as it is.*AutoModelForCausalLM")
+
+
+def test_what_wraps_a_model_is_refused_with_where_the_model_is() -> None:
+    compiled: Any = torch.compile(build_model(FAMILY), backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r"OptimizedModule.*_orig_mod"):
+        Engine(compiled)
+
+
+def test_a_soft_cap_that_the_models_own_attention_drops_is_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in older versions of transformers; the model is left with the attention that it had."""
+    model = build_model(next(family for family in FAMILIES if family.name == "gemma2"))
+    monkeypatch.setattr(type(model), "_supports_sdpa", True)
+    model.set_attn_implementation("sdpa")
+    error = check_model(model, inspect_model(model))
+    assert error < 1e-4 and model.config._attn_implementation == "sdpa"

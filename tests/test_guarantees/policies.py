@@ -19,6 +19,7 @@ __all__ = [
     "FILLING_SELECTORS",
     "SELECTORS",
     "FAMILY_NAMES",
+    "LAYOUT_NAMES",
     "block_policies",
     "boundaries",
     "chunk_sizes",
@@ -34,6 +35,17 @@ __all__ = [
 ]
 
 FAMILY_NAMES: tuple[str, ...] = tuple(family.name for family in FAMILIES)
+
+LAYOUT_NAMES: tuple[str, ...] = (
+    "llama",
+    "llama_multi_query",
+    "mistral_sliding",
+    "gemma3",
+    "qwen3_moe",
+)
+"""One family per arrangement of layers and heads, and one whose rows share experts. What is kept of
+a sequence (histories, memories, drafts, marks, forks) depends on nothing else of a model: tests of
+that meet each of these in more ways instead of every family in few."""
 
 FILLING_SELECTORS: tuple[dict[str, Any], ...] = (
     {"name": "top_k"},

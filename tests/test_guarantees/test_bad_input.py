@@ -184,18 +184,6 @@ _SMALL: dict[str, Any] = {
 } | {"bos_token_id": 1, "eos_token_id": 2}
 
 UNSUPPORTED: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("Gemma2", _SHAPE | {"head_dim": 16}, "attn_logit_softcapping=50.0"),
-    (
-        "GptOss",
-        _SHAPE
-        | {
-            "head_dim": 16,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        },
-        "s_aux",
-    ),
     (
         "Qwen3Next",
         _SHAPE

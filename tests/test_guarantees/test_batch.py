@@ -33,7 +33,7 @@ from tests.test_engine.program_cases import (
     told,
 )
 from tests.test_guarantees.adversaries import adversaries
-from tests.test_guarantees.policies import FAMILY_NAMES, for_each, prompts
+from tests.test_guarantees.policies import LAYOUT_NAMES, for_each, prompts
 
 PROMPTS = [list(range(20, 50)), list(range(9)), list(range(60, 100))]
 
@@ -80,7 +80,7 @@ def played(
 
 
 @over_engines
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_a_batch_equals_its_sessions_alone(family: str, steps: str) -> None:
     """Records, refreshes and selections included; every row has a policy of its own."""
     whole: list[bool] = []
@@ -139,7 +139,7 @@ def test_sub_agents_of_one_parent_equal_themselves_alone(slow_step: str, steps: 
     news: st.SearchStrategy[list[int]] = st.one_of(prompts, st.just([]))
     with adversaries():
         for_each(
-            slow_step + steps, 4, configs=policies, turns=st.lists(news, min_size=3, max_size=3)
+            slow_step + steps, 2, configs=policies, turns=st.lists(news, min_size=3, max_size=3)
         )(check)
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from sfi_agent import SessionConfig
 from tests.families import tiny_engine
 from tests.test_guarantees.play import play
-from tests.test_guarantees.policies import FAMILY_NAMES, for_each, sparse_policies, turns_of_ids
+from tests.test_guarantees.policies import LAYOUT_NAMES, for_each, sparse_policies, turns_of_ids
 
 NEW_TOKENS = 8
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_the_same_policy_and_ids_give_the_same_bits(family: str) -> None:
-    @for_each(family, 3, config=sparse_policies(), turns=turns_of_ids)
+    @for_each(family, 5, config=sparse_policies(), turns=turns_of_ids)
     def check(config: SessionConfig, turns: list[list[int]]) -> None:
         first = play(tiny_engine(family), config, turns, new_tokens=NEW_TOKENS)
         second = play(tiny_engine(family), config, turns, new_tokens=NEW_TOKENS)
@@ -27,11 +27,11 @@ def test_the_same_policy_and_ids_give_the_same_bits(family: str) -> None:
         assert torch.equal(first.next_logits, second.next_logits)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_another_seed_samples_something_else_and_changes_nothing_greedy(family: str) -> None:
     @for_each(
         family,
-        2,
+        3,
         config=sparse_policies(),
         seeds=st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=2, unique=True),
     )

@@ -21,7 +21,7 @@ from tests.test_engine.test_drafting import check_events
 from tests.test_guarantees.adversaries import adversaries, watching_detectors
 from tests.test_guarantees.pair import Planned, raising_at
 from tests.test_guarantees.policies import (
-    FAMILY_NAMES,
+    LAYOUT_NAMES,
     block_policies,
     chunk_sizes,
     dense_twin,
@@ -78,7 +78,7 @@ def policies(slow_step: str) -> st.SearchStrategy[SessionConfig]:
 
 
 @SLOW_STEPS
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_any_policy(family: str, slow_step: str) -> None:
     compared = 0
 
@@ -96,7 +96,7 @@ def test_any_policy(family: str, slow_step: str) -> None:
         "spans": span_rules,
         "chunk": chunk_sizes,
     }
-    for_each(family + slow_step, 2, **strategies)(check)
+    for_each(family + slow_step, 3, **strategies)(check)
     assert compared
 
 
@@ -115,7 +115,7 @@ def test_a_memory_that_holds_nothing(slow_step: SlowStep, sampling: dict[str, An
     assert rejected > 20
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_restricted_tokens_equal_those_of_restricted_dense_decoding(family: str) -> None:
     """Under verify, where everything is exact."""
     found: list[list[int]] = []
@@ -128,7 +128,7 @@ def test_restricted_tokens_equal_those_of_restricted_dense_decoding(family: str)
                 found.append(session.decode(prompt, max_new_tokens=20))
                 check_spans(session, spans, len(prompt))
 
-    for_each(family, 2, config=block_policies("verify"), prompt=prompts, spans=span_rules)(check)
+    for_each(family, 3, config=block_policies("verify"), prompt=prompts, spans=span_rules)(check)
     same = [one == other for one, other in zip(found[::2], found[1::2], strict=True)]
     assert sum(same) >= len(same) - 1, "rounding decided more than once"
 

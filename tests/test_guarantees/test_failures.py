@@ -26,7 +26,7 @@ from tests.fakes import FakeConfig, FakeDetector, detector_plugin, selector_plug
 from tests.families import tiny_engine
 from tests.reference import dense_logits
 from tests.test_guarantees.play import close
-from tests.test_guarantees.policies import FAMILY_NAMES, for_each, prompts, sparse_policies
+from tests.test_guarantees.policies import LAYOUT_NAMES, for_each, prompts, sparse_policies
 
 Answer = Callable[[Tensor, Tensor], Any]
 """A selection made wrong: gets correct positions and counts."""
@@ -182,13 +182,13 @@ class _RaisesOnce:
         return result
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_a_step_interrupted_in_any_layer_leaves_a_session_that_goes_on(family: str) -> None:
     """Ids and history agree, and at full budget what follows equals a dense recompute."""
 
     @for_each(
         family,
-        4,
+        6,
         config=sparse_policies(full_budget=True),
         prompt=prompts,
         layer=st.integers(0, 1),

@@ -14,7 +14,7 @@ from tests.families import tiny_engine
 from tests.reference import dense_logits
 from tests.test_guarantees.play import close, play
 from tests.test_guarantees.policies import (
-    FAMILY_NAMES,
+    LAYOUT_NAMES,
     chunk_sizes,
     for_each,
     prompts,
@@ -35,11 +35,11 @@ def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_a_parent_is_bit_identical_after_its_forks_ran(family: str) -> None:
     @for_each(
         family,
-        3,
+        5,
         config=sparse_policies(),
         other=sparse_policies(),
         turns=st.lists(prompts, min_size=4, max_size=4),
@@ -68,13 +68,13 @@ def test_a_parent_is_bit_identical_after_its_forks_ran(family: str) -> None:
         assert torch.equal(forked.next_logits, alone.next_logits)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_forks_are_sessions_of_the_same_past(family: str) -> None:
     """A child, a grandchild and a parent that was cut below both: all equal dense recompute."""
 
     @for_each(
         family,
-        3,
+        5,
         config=sparse_policies(full_budget=True),
         turns=st.lists(prompts, min_size=3, max_size=3),
         cut=st.integers(1, 5),
@@ -97,13 +97,13 @@ def test_forks_are_sessions_of_the_same_past(family: str) -> None:
             assert close(logits, dense_logits(engine.model, ids)[-1])
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_a_rewind_equals_never_having_gone_there(family: str) -> None:
     """Also into generated text: the twin stops generating where the other is rewound to."""
 
     @for_each(
         family,
-        4,
+        6,
         config=sparse_policies(),
         turns=st.lists(prompts, min_size=3, max_size=3),
         kept=st.integers(1, NEW_TOKENS),

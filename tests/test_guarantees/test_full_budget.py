@@ -31,7 +31,7 @@ NEW_TOKENS = 7
 def test_full_budget_equals_dense(family: str) -> None:
     policies = sparse_policies(full_budget=True)
 
-    @for_each(family, 4, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
+    @for_each(family, 3, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
     def check(config: SessionConfig, turns: list[list[int]], chunk: int | None) -> None:
         engine = tiny_engine(family, chunk)
         dense_config = config.replace(mode="dense")
@@ -65,7 +65,7 @@ def check_rows(family: str, played: Played) -> None:
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_late_turn_in_mode_dense_equals_a_fresh_recompute(family: str) -> None:
-    @for_each(family, 3, sampling=samplings, turns=turns_of_ids, chunk=chunk_sizes)
+    @for_each(family, 2, sampling=samplings, turns=turns_of_ids, chunk=chunk_sizes)
     def check(sampling: dict[str, Any], turns: list[list[int]], chunk: int | None) -> None:
         config = SessionConfig(mode="dense", sampling=sampling)
         check_turns(family, config, turns, chunk)
@@ -75,7 +75,7 @@ def test_a_late_turn_in_mode_dense_equals_a_fresh_recompute(family: str) -> None
 def test_a_late_turn_at_full_budget_equals_a_fresh_recompute(family: str) -> None:
     policies = sparse_policies(full_budget=True)
 
-    @for_each(family, 3, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
+    @for_each(family, 2, config=policies, turns=turns_of_ids, chunk=chunk_sizes)
     def check(config: SessionConfig, turns: list[list[int]], chunk: int | None) -> None:
         check_turns(family, config, turns, chunk)
 

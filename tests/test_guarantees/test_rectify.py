@@ -19,6 +19,7 @@ from tests.test_guarantees.adversaries import adversaries, watching_detectors
 from tests.test_guarantees.play import Played, close, play, record_into, rules_of
 from tests.test_guarantees.policies import (
     FAMILY_NAMES,
+    LAYOUT_NAMES,
     block_policies,
     chunk_sizes,
     for_each,
@@ -89,7 +90,7 @@ def test_after_each_slow_step_the_history_is_that_of_a_dense_run(
 ) -> None:
     @for_each(
         family + slow_step,
-        2,
+        1,
         config=block_policies(slow_step),
         turns=turns_of_ids,
         chunk=chunk_sizes,
@@ -126,13 +127,13 @@ def test_observe_does_keep_inexact_keys() -> None:
     )
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_turn_n_under_rectify_equals_a_recompute(family: str) -> None:
     """The next turn starts from the same logits as a session that is given all ids at once."""
 
     @for_each(
         family,
-        2,
+        4,
         config=block_policies("rectify"),
         turns=st.lists(prompts, min_size=2, max_size=2),
         chunk=chunk_sizes,
@@ -150,11 +151,11 @@ def test_turn_n_under_rectify_equals_a_recompute(family: str) -> None:
                 assert close(child.next_logits(), fresh.next_logits())
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_fast_steps_under_rectify_see_an_exact_past(family: str) -> None:
     """A fast step equals a plain forward in which nothing before its segment was ever sparse."""
 
-    @for_each(family, 2, config=block_policies("rectify"), prompt=prompts)
+    @for_each(family, 4, config=block_policies("rectify"), prompt=prompts)
     def check(config: SessionConfig, prompt: list[int]) -> None:
         engine = tiny_engine(family)
         played = play(engine, config, [prompt], new_tokens=NEW_TOKENS)
@@ -173,14 +174,14 @@ def test_fast_steps_under_rectify_see_an_exact_past(family: str) -> None:
                 assert close(played.row_logits[row], run.logits[row]), f"row {row}"
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 @pytest.mark.parametrize("slow_step", ["rectify", "verify"])
 def test_selectors_see_the_last_queries_that_stand(family: str, slow_step: str) -> None:
     """Exactly the last `evidence_queries` of what a slow step processed and kept."""
 
     @for_each(
         family + slow_step,
-        2,
+        3,
         config=block_policies(slow_step),
         turns=turns_of_ids,
         chunk=chunk_sizes,

@@ -105,6 +105,17 @@ def _query_counts(config: SessionConfig, played: Played, turns: list[list[int]])
     ]
 
 
+def _mass(by_query: Tensor, sinks: Tensor | None) -> Tensor:
+    """Of tokens, `[kv_heads, queries x group, tokens]`."""
+    if sinks is None:
+        return by_query.softmax(-1)
+    heads, rows, tokens = by_query.shape
+    own = (
+        sinks.view(heads, 1, -1).expand(-1, rows * heads // len(sinks), -1).reshape(heads, rows, 1)
+    )
+    return torch.cat([by_query, own], dim=-1).softmax(-1)[..., :tokens]
+
+
 def _expected(
     run: ReferenceRun, rules: VisibilityRules, refresh: Refresh, layer: int, queries: int
 ) -> Evidence:
@@ -113,14 +124,17 @@ def _expected(
     group = rows.shape[0] // rules.kv_heads
     logits = torch.einsum("hqd,hkd->hqk", rows, keys.repeat_interleave(group, 0))
     future = torch.arange(tokens)[None] > torch.arange(tokens - queries, tokens)[:, None]
-    logits = (logits * run.scales[layer]).masked_fill(future, float("-inf"))
+    logits = logits * run.scales[layer]
+    if softcap := run.softcaps[layer]:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(future, float("-inf"))
     by_query = logits.reshape(rules.kv_heads, group, queries, tokens).transpose(1, 2)
     by_query = by_query.reshape(rules.kv_heads, queries * group, tokens)
     chosen = slice(rules.sink_tokens, tokens - rules.recent_tokens)
     return Evidence(
         logits=by_query[..., chosen][None],
         key_norms=keys[:, chosen].norm(dim=-1)[None],
-        rest_mass=1.0 - by_query.softmax(-1)[..., chosen].sum(-1)[None],
+        rest_mass=1.0 - _mass(by_query, run.sinks[layer])[..., chosen].sum(-1)[None],
         candidate_start=rules.sink_tokens,
     )
 

@@ -19,7 +19,7 @@ from sfi_agent import Engine, Session, SessionConfig, SessionStats
 from tests.families import FAMILIES, VOCABULARY, build_model, tiny_engine, word_tokenizer
 from tests.test_guarantees.play import close
 from tests.test_guarantees.policies import (
-    FAMILY_NAMES,
+    LAYOUT_NAMES,
     dense_twin,
     for_each,
     prompts,
@@ -173,9 +173,9 @@ def any_policy(draw: st.DrawFn) -> SessionConfig:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_loading_is_as_if_nothing_had_happened(family: str, dtype: torch.dtype) -> None:
-    @for_each(f"{family} {dtype}", 1, config=any_policy(), before=things_to_do, after=things_to_do)
+    @for_each(f"{family} {dtype}", 2, config=any_policy(), before=things_to_do, after=things_to_do)
     def check(config: SessionConfig, before: list[Doing], after: list[Doing]) -> None:
         play(engine_of(family, dtype), config, before, after)
 

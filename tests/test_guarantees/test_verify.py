@@ -21,6 +21,7 @@ from tests.test_guarantees.play import Played, close, play, same_tokens
 from tests.test_guarantees.policies import (
     DETECTORS,
     FAMILY_NAMES,
+    LAYOUT_NAMES,
     SELECTORS,
     block_policies,
     chunk_sizes,
@@ -84,13 +85,13 @@ _operations: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
 )
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", LAYOUT_NAMES)
 def test_whatever_is_done_with_a_session(family: str) -> None:
     """Turns, pieces, stops, limits, cancellations, failures, rewinds and forks, in any order."""
 
     @for_each(
         family,
-        2,
+        4,
         config=block_policies("verify"),
         prompt=prompts,
         operations=st.lists(_operations, min_size=3, max_size=5),

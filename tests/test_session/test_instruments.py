@@ -162,7 +162,7 @@ def check_fast_attention(seen: FastAttention, *, full: bool) -> None:
     assert memory is not None
     keys, visible = seen.visible_keys()
     assert keys.shape[:2] == visible.shape
-    out = plain_attention(seen.query, keys, memory.values, seen.scale, visible)
+    out = plain_attention(seen, keys, memory.values, visible)
     torch.testing.assert_close(seen.output, out, rtol=1e-4, atol=1e-4)
     all_keys, all_values = seen.all_keys_values()
     assert all_keys.shape[1] == all_values.shape[1] == seen.position + 1
@@ -175,18 +175,21 @@ def check_fast_attention(seen: FastAttention, *, full: bool) -> None:
         assert seen.position in positions and 0 in positions
     if full:
         everything = visible.new_ones(len(keys), seen.position + 1)
-        out = plain_attention(seen.query, all_keys, all_values, seen.scale, everything)
+        out = plain_attention(seen, all_keys, all_values, everything)
         torch.testing.assert_close(seen.output, out, rtol=1e-4, atol=1e-4)
 
 
-def plain_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor
-) -> Tensor:
+def plain_attention(seen: FastAttention, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    query, rule = seen.query, seen.state.rule
     group = query.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
-    logits = torch.einsum("hqd,hkd->hqk", query, keys) * scale
+    logits = torch.einsum("hqd,hkd->hqk", query, keys) * seen.scale
+    if rule.softcap:
+        logits = rule.softcap * torch.tanh(logits / rule.softcap)
     logits = logits.masked_fill(~visible.repeat_interleave(group, 0)[:, None], float("-inf"))
-    return logits.softmax(-1) @ values
+    if rule.sinks is not None:
+        logits = torch.cat([logits, rule.sinks[:, None, None]], dim=-1)
+    return logits.softmax(-1)[..., : values.shape[1]] @ values
 
 
 class _Planned(Exception):

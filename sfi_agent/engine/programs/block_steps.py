@@ -164,5 +164,5 @@ class BlockSteps:
                 if layer.memory is not None:
                     layer.captured_query = programs.kept_query(index, slot)[:, : block.tokens]
                     # A fork may not have had an eager step yet, which would have noted it.
-                    layer.scale = programs.scales[index]
+                    layer.rule = programs.rules[index]
             del self._kept[sequence]

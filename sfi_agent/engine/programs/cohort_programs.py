@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.kernels import AttentionPlan, device_limits, plan_attention
 from sfi_agent.engine.programs.cohort import Cohort
 from sfi_agent.engine.programs.compilation import compiled_modules
@@ -82,7 +83,7 @@ class CohortPrograms:
 
     Attributes:
         capacity: Most tokens of a history that the present programs are made for.
-        scales: Factor of the attention logits per layer, known with the first program.
+        rules: How products become logits per layer, known with the first program.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class CohortPrograms:
         self._programs: dict[tuple[Any, ...], Program] = {}
         self._stores: dict[Ranking | None, EvidenceStore] = {}
         self._captured_queries: Tensor | None = None
-        self.scales: list[float] = []
+        self.rules: list[AttentionRule] = []
 
     @property
     def bytes(self) -> int:
@@ -179,7 +180,7 @@ class CohortPrograms:
                 store,
                 self._captured_queries,
             )
-            program = EvidenceProgram(self.cohort, layers, self.scales)
+            program = EvidenceProgram(self.cohort, layers, self.rules)
             self._make(program, f"evidence, batch {self.cohort.batch}")
             self._programs[key] = program
         assert isinstance(program, EvidenceProgram)
@@ -233,11 +234,11 @@ class CohortPrograms:
 
     def _make(self, program: Program, what: str) -> None:
         options = self._options
-        if not options.capture or not self.scales:
+        if not options.capture or not self.rules:
             # Run idle, so that what goes wrong goes wrong before anything is stepped; and once as
             # it is, because compiled code does not say which layer asks.
             program.start({})
-        if not self.scales:
+        if not self.rules:
             self._check_order(program.layers)
         if not options.capture:
             return
@@ -266,4 +267,4 @@ class CohortPrograms:
         if layers.order != list(range(expected)):
             got = f"attention calls of layers {layers.order} instead of 0 to {expected - 1} in turn"
             raise ProgramNotMade(got)
-        self.scales = list(layers.scales)
+        self.rules = list(layers.rules)

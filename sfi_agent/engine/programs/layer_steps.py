@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.kernels import (
     AttentionOptions,
     AttentionPlan,
@@ -21,6 +22,7 @@ from sfi_agent.engine.kernels import (
     rank_layer,
 )
 from sfi_agent.engine.programs.cohort import Cohort
+from sfi_agent.engine.programs.sinks import evidence_with_sinks, sink_part
 from sfi_agent.protocols import Ranking
 
 __all__ = ["EvidenceStore", "LayerSteps", "SharedPrefix", "StepRows"]
@@ -149,7 +151,7 @@ class LayerSteps:
         self._kept: tuple[Tensor, Tensor] | None = None
         self._next = 0
         self.order: list[int] = []
-        self.scales: list[float] = []
+        self.rules: list[AttentionRule] = []
 
     def begin(self, rows: StepRows, kinds: Sequence[int]) -> None:
         """A forward pass begins.
@@ -159,7 +161,7 @@ class LayerSteps:
             kinds: The same kinds on the host, for the plain references.
         """
         self._rows, self._kinds, self._next = rows, kinds, 0
-        self.order, self.scales = [], []
+        self.order, self.rules = [], []
         geometry, store = self.cohort.geometry, self.evidence
         self._kept = None
         if store is not None and store.ranking is not None:
@@ -176,12 +178,12 @@ class LayerSteps:
         """See `ProgramLayers`; a model must ask in the order of its layers."""
         self.order.append(index)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
         """See `attend_in_program`."""
         assert self._rows is not None
         layer, rows = self._next, self._rows
         self._next += 1
-        self.scales.append(scale)
+        self.rules.append(rule)
         geometry = self.cohort.geometry
         sparse = geometry.sparse[layer]
         query = query.transpose(1, 2).contiguous()
@@ -193,7 +195,8 @@ class LayerSteps:
         buffers = None
         if self.evidence is not None and sparse:
             buffers = self.evidence.buffers(layer, geometry.sink_tokens, geometry.recent_tokens)
-        options = AttentionOptions(scale, window=geometry.windows[layer] or 0)
+        window = geometry.windows[layer] or 0
+        options = AttentionOptions(rule.scale, rule.softcap, window)
         out, lse = attend(
             query,
             keys.transpose(1, 2).contiguous(),
@@ -207,13 +210,14 @@ class LayerSteps:
             buffers,
         )
         if self.evidence is not None and buffers is not None:
-            self.rank(layer, buffers, lse)
+            self.rank(layer, buffers, evidence_with_sinks(rule, buffers, lse))
+        parts = [(out, lse), *sink_part(rule, out, lse)]
         if rows.prefix is not None and geometry.windows[layer] is None:
-            return merge_parts([(out, lse), self._attend_prefix(layer, query, scale, rows.prefix)])
-        return out
+            parts.append(self._attend_prefix(layer, query, rule, rows.prefix))
+        return out if len(parts) == 1 else merge_parts(parts)
 
     def _attend_prefix(
-        self, layer: int, query: Tensor, scale: float, prefix: SharedPrefix
+        self, layer: int, query: Tensor, rule: AttentionRule, prefix: SharedPrefix
     ) -> tuple[Tensor, Tensor]:
         """The queries of all rows over the prefix they share, which is read once."""
         assert self.prefix_plan is not None
@@ -231,24 +235,26 @@ class LayerSteps:
             prefix.end,
             self._counters,
             self.prefix_plan,
-            AttentionOptions(scale, append=False, own_tokens=False),
+            AttentionOptions(rule.scale, rule.softcap, append=False, own_tokens=False),
         )
         by_row = lse[0].view(heads, batch, queries).transpose(0, 1)
         return out.view(batch, queries, heads, -1), by_row
 
-    def attend_for_evidence(self, layer: int, query: Tensor, scale: float) -> None:
+    def attend_for_evidence(self, layer: int, query: Tensor, rule: AttentionRule) -> None:
         """Evidence of queries whose tokens are in the history already; reads keys only.
 
         Args:
             layer: A sparse one.
             query: `[batch, 1, query_heads, key_dim]`, post-RoPE.
-            scale: Factor of the logits.
+            rule: Of the layer.
         """
         assert self._rows is not None and self.evidence is not None
         geometry = self.cohort.geometry
         buffers = self.evidence.buffers(layer, geometry.sink_tokens, geometry.recent_tokens)
         nothing = query.new_zeros(query.shape[0], 1, geometry.kv_heads, geometry.key_dim)
-        options = AttentionOptions(scale, append=False, own_tokens=False, with_values=False)
+        options = AttentionOptions(
+            rule.scale, rule.softcap, append=False, own_tokens=False, with_values=False
+        )
         _, lse = attend(
             query.contiguous(),
             nothing,
@@ -261,7 +267,7 @@ class LayerSteps:
             options,
             buffers,
         )
-        self.rank(layer, buffers, lse)
+        self.rank(layer, buffers, evidence_with_sinks(rule, buffers, lse))
 
     def rank(self, layer: int, buffers: EvidenceBuffers, lse: Tensor) -> None:
         """Turn a layer's evidence into ranking keys, where the selector is a ranking."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from sfi_agent.engine.attention_rule import AttentionRule
 from sfi_agent.engine.program_attention import ProgramContext, running
 from sfi_agent.engine.programs.cohort import Cohort
 from sfi_agent.engine.programs.control import CHAINED, FAST, IDLE, SLOW, Control, SlotStep
@@ -169,12 +170,12 @@ class EvidenceProgram(Program):
     Args:
         cohort: Whose rows these are.
         layers: With captured queries and an evidence store.
-        scales: Factor of the logits per layer.
+        rules: How products become logits, per layer.
     """
 
-    def __init__(self, cohort: Cohort, layers: LayerSteps, scales: Sequence[float]) -> None:
+    def __init__(self, cohort: Cohort, layers: LayerSteps, rules: Sequence[AttentionRule]) -> None:
         super().__init__(cohort, layers, queries=1, own_tokens=0)
-        self._scales = tuple(scales)
+        self._rules = tuple(rules)
 
     def body(self) -> None:
         """See `Program`."""
@@ -185,7 +186,7 @@ class EvidenceProgram(Program):
         row = self.control.tokens[:, 0]
         for layer in self.cohort.geometry.sparse_layers:
             query = captured[layer][slots, row][:, None]
-            self.layers.attend_for_evidence(layer, query, self._scales[layer])
+            self.layers.attend_for_evidence(layer, query, self._rules[layer])
 
 
 class StepProgram(Program):

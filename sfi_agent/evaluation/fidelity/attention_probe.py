@@ -54,11 +54,12 @@ def attention_sample(attention: FastAttention) -> AttentionSample:
     keys, values = attention.all_keys_values()
     rows = attention.query[:, 0].float().reshape(keys.shape[0], -1, keys.shape[-1])
     rows = rows * attention.scale
-    logits = torch.cat(
-        [rows @ part.float().transpose(-1, -2) for part in keys.split(_CHUNK_TOKENS, dim=1)], dim=-1
-    )
+    parts = keys.split(_CHUNK_TOKENS, dim=1)
+    logits = torch.cat([_logits(attention, rows, part) for part in parts], dim=-1)
     mass = logits.logsumexp(-1, keepdim=True)
-    weights = (logits - mass).exp()
+    # What sinks take is on no token: recall leaves it out, the output does not.
+    lse = mass.flatten(0, 1)
+    weights = (logits - attention.state.rule.total(lse).view_as(mass)).exp()
     dense = torch.zeros(*rows.shape[:2], values.shape[-1], device=values.device)
     for share, part in zip(
         weights.split(_CHUNK_TOKENS, dim=-1), values.split(_CHUNK_TOKENS, dim=1), strict=True
@@ -73,10 +74,15 @@ def attention_sample(attention: FastAttention) -> AttentionSample:
     return AttentionSample(attention.layer, attention.position, tuple(recall), output_error)
 
 
+def _logits(attention: FastAttention, rows: Tensor, keys: Tensor) -> Tensor:
+    """Of scaled queries `[kv_heads, group, key_dim]`, as the model computes them."""
+    return attention.state.rule.cap(rows @ keys.float().transpose(-1, -2))
+
+
 def _visible_share(attention: FastAttention, rows: Tensor, mass: Tensor) -> Tensor:
     """`[kv_heads, group]`: share of `exp(mass)` on the keys that the step sees."""
     keys, visible = attention.visible_keys()
-    logits = rows @ keys.float().transpose(-1, -2)
+    logits = _logits(attention, rows, keys)
     seen = logits.masked_fill(~visible[:, None], float("-inf")).logsumexp(-1, keepdim=True)
     # Both sums are rounded, so a memory that misses nothing may come out a little above 1.
     return (seen - mass).exp().clamp(max=1.0)[..., 0]
