@@ -7,9 +7,12 @@ behind them is taken anew on the way back.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable
+import math
+import mmap
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Literal
 
@@ -60,25 +63,19 @@ def move_to_host(buffer: Buffer, used_tokens: int) -> None:
 
 
 def move_to_disk(buffer: Buffer, used_tokens: int, folder: Path) -> None:
-    """Into a file, which is mapped and has no name from then on.
+    """Into a file without a name, which is mapped.
 
     Raises:
         StoreError: The file cannot be written; the buffer is where it was.
     """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-
-    path = folder / f"parked-{uuid.uuid4().hex}.safetensors"
-    tensors = {
-        name: _on_host(tensor, used_tokens)
-        for name, tensor in (("keys", buffer.keys), ("values", buffer.values))
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
-        with safe_open(path, framework="pt") as file:
-            keys, values = (file.get_tensor(name) for name in tensors)
-    except (OSError, SafetensorError) as error:
+        # It has no name from the beginning: nothing is left behind, whatever ends the process.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            for tensor in (buffer.keys, buffer.values):
+                _write_tokens(file, tensor, used_tokens)
+            keys, values = _mapped(file.fileno(), (buffer.keys, buffer.values), used_tokens)
+    except OSError as error:
         raise StoreError(
             explain(
                 f"parked a session in {str(folder)!r}",
@@ -86,9 +83,6 @@ def move_to_disk(buffer: Buffer, used_tokens: int, folder: Path) -> None:
                 remedy="free space there, choose another directory, or raise the limits",
             )
         ) from error
-    finally:
-        # The map keeps the bytes; nothing is left behind, whatever happens to the process.
-        path.unlink(missing_ok=True)
     _replace(buffer, keys, values)
 
 
@@ -118,6 +112,29 @@ def _on_host(tensor: Tensor, used_tokens: int) -> Tensor:
     target = torch.empty(heads, used_tokens, dim, dtype=tensor.dtype)
     _copy_tokens(target, tensor, used_tokens)
     return target
+
+
+def _write_tokens(file: RawIOBase, tensor: Tensor, used_tokens: int) -> None:
+    for head in tensor:
+        left = memoryview(head[:used_tokens].cpu().view(torch.uint8).flatten().numpy())
+        while left:
+            left = left[file.write(left) :]
+
+
+def _mapped(descriptor: int, tensors: Sequence[Tensor], used_tokens: int) -> list[Tensor]:
+    """What lies in a file, one tensor behind the other; only read when somebody looks."""
+    shapes = [(tensor.shape[0], used_tokens, tensor.shape[2]) for tensor in tensors]
+    if not used_tokens:
+        return [tensor.new_empty(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+    # The map outlives the descriptor.
+    mapped = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    found, offset = [], 0
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        count = math.prod(shape)
+        flat = torch.frombuffer(mapped, dtype=tensor.dtype, count=count, offset=offset)
+        found.append(flat.view(shape))
+        offset += flat.nbytes
+    return found
 
 
 def _copy_tokens(target: Tensor, source: Tensor, tokens: int) -> None:

@@ -7,7 +7,7 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -76,10 +76,13 @@ class SavedPart:
     Attributes:
         keys: `[kv_heads, tokens, key_dim]`.
         values: `[kv_heads, tokens, value_dim]`.
+        read_ahead: Tells the system that both are about to be read, where they lie in a file; it
+            does not wait for them.
     """
 
     keys: Tensor
     values: Tensor
+    read_ahead: Callable[[], None] | None = None
 
     @property
     def tokens(self) -> int:
@@ -87,7 +90,7 @@ class SavedPart:
 
     def between(self, start: int, end: int) -> SavedPart:
         """A view of some of its tokens."""
-        return SavedPart(self.keys[:, start:end], self.values[:, start:end])
+        return SavedPart(self.keys[:, start:end], self.values[:, start:end], self.read_ahead)
 
 
 class SavedBuffer(Buffer):
@@ -100,19 +103,27 @@ class SavedBuffer(Buffer):
     Args:
         parts: The tokens in order, at least one.
         reserve_tokens: Room that the buffer in memory will have at least.
+        following: What is read after them, as a rule: the parts of the next layer.
     """
 
-    def __init__(self, parts: Sequence[SavedPart], reserve_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        parts: Sequence[SavedPart],
+        reserve_tokens: int = 0,
+        following: Sequence[SavedPart] = (),
+    ) -> None:
         super().__init__(torch.empty(0), torch.empty(0))
         # Missing until somebody asks: see __getattr__.
         del self.keys, self.values
         self._parts = tuple(parts)
         self._reserve_tokens = reserve_tokens
+        self._following = tuple(following)
 
     def __getattr__(self, name: str) -> Tensor:
         """Keys or values, once: from then on they are ordinary attributes."""
         if name not in ("keys", "values"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self._read_ahead()
         tensors: list[Tensor] = [getattr(part, name) for part in self._parts]
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
         setattr(self, name, tensor)
@@ -133,11 +144,17 @@ class SavedBuffer(Buffer):
     def grown(self, capacity: int, used: int) -> Buffer:
         room = max(capacity, self._reserve_tokens, used + max(used // 8, MINIMUM_GROWTH_TOKENS))
         parts = list(parts_between(self._parts, 0, used))
+        self._read_ahead()
         return _gathered(parts, room, parts[0].keys.device)
 
     def between(self, start: int, end: int) -> Iterator[SavedPart]:
         """Views of some of the tokens, without joining anything."""
         return parts_between(self._parts, start, end)
+
+    def _read_ahead(self) -> None:
+        # The next layer comes from the disk while this one is copied and computed with.
+        _read_ahead(self._parts)
+        _read_ahead(self._following)
 
 
 def parts_between(parts: Sequence[SavedPart], start: int, end: int) -> Iterator[SavedPart]:
@@ -204,13 +221,16 @@ def restore_history(
         device: Of the model.
     """
     tokens = sum(form.extent_tokens)
-    for state, parts in zip(sequence.layers, layers, strict=True):
+    for state, parts, following in zip(sequence.layers, layers, [*layers[1:], ()], strict=True):
         history = state.history
+        if device.type == "cpu" and history.store is None:
+            _map_extents(history, parts, form, following)
+            continue
+        _read_ahead(parts)
+        _read_ahead(following)
         if history.store is not None:
             for part in parts:
                 history.append(part.keys, part.values)
-        elif device.type == "cpu":
-            _map_extents(history, parts, form)
         else:
             room = max(history.reserve_tokens, tokens + max(tokens // 8, MINIMUM_GROWTH_TOKENS))
             history.extents.append(Extent(_gathered(parts, room, device), tokens, owned=True))
@@ -237,12 +257,23 @@ _known_layers: WeakKeyDictionary[PreTrainedModel, tuple[torch.dtype, tuple[Layer
 )
 
 
-def _map_extents(history: LayerHistory, parts: Sequence[SavedPart], form: HistoryForm) -> None:
+def _read_ahead(parts: Sequence[SavedPart]) -> None:
+    for part in parts:
+        if part.read_ahead is not None:
+            part.read_ahead()
+
+
+def _map_extents(
+    history: LayerHistory,
+    parts: Sequence[SavedPart],
+    form: HistoryForm,
+    following: Sequence[SavedPart],
+) -> None:
     offset = 0
     for index, tokens in enumerate(form.extent_tokens, start=1):
         own = list(parts_between(parts, offset, offset + tokens))
         continues = form.continues_last and index == len(form.extent_tokens)
-        buffer = SavedBuffer(own, history.reserve_tokens)
+        buffer = SavedBuffer(own, history.reserve_tokens, following)
         history.extents.append(Extent(buffer, tokens, owned=continues))
         offset += tokens
 

@@ -25,6 +25,7 @@ from sfi_agent.engine.parked_buffers import (
 )
 from sfi_agent.errors import InputError, explain
 from sfi_agent.observe.log import log_event
+from sfi_agent.session.store.directory import directory_path
 
 if TYPE_CHECKING:
     from sfi_agent.engine.history import Buffer
@@ -65,6 +66,8 @@ class ParkingLimits:
                 raise InputError(
                     explain(f"gave ParkingLimits {name}", got=repr(limit), allowed=allowed)
                 )
+        if self.directory is not None:
+            directory_path(self.directory)
         if self.host_bytes is not None and self.directory is None:
             raise InputError(
                 explain(
@@ -129,7 +132,8 @@ class ParkingLot:
         self, core: TokenCore, place: Place | None, directory: str | os.PathLike[str] | None
     ) -> None:
         """See `Engine.park`; the caller owns the session."""
-        folder = directory if directory is not None else self._limits.directory
+        given = directory if directory is not None else self._limits.directory
+        folder = None if given is None else directory_path(given)
         if place is None:
             place = "disk" if self._on_cpu and folder is not None else "host"
         if place not in ("host", "disk"):
@@ -145,7 +149,7 @@ class ParkingLot:
                 )
             )
         with self._lock:
-            self._park(core, place, None if folder is None else Path(folder))
+            self._park(core, place, folder)
 
     def device_bytes(self) -> int:
         """What open sessions hold on the model's device, what they share counted once."""
@@ -183,15 +187,22 @@ class ParkingLot:
         )
 
     def _park(self, core: TokenCore, place: Place, folder: Path | None) -> None:
-        sequence = core.sequence
-        if sequence is None or (core.parked == place) or (core.parked == "disk"):
+        before = core.parked
+        if core.sequence is None or (before == "disk" and place == "host"):
             return
         started = time.perf_counter()
-        if core.parked is None:
+        if before is None:
             # A fresh state: what captured steps know of the old one ends with it.
             core.renew_sequence()
         core.parked = place
-        moved = self._move_idle(place, folder)
+        try:
+            moved = self._move_idle(place, folder)
+        except BaseException:
+            # Whole again, and to be parked once there is room: what has moved already comes back.
+            if before is None:
+                self._bring_back(core)
+            core.parked = before
+            raise
         log_event(
             "info",
             "session_parked",
@@ -202,25 +213,32 @@ class ParkingLot:
         )
 
     def _move_idle(self, place: Place, folder: Path | None) -> int:
-        """Move what only parked sessions read; returns the bytes that were moved."""
-        active = buffers_of(self._sequences(c for c in self._cores if c.parked is None))
-        wanted = ("host", "disk") if place == "host" else ("disk",)
-        leaving = [c for c in self._cores if c.parked in wanted]
+        """Move what only parked sessions read, as far as the nearest of them; returns the bytes
+        that were moved."""
+        active, near, far = (
+            buffers_of(self._sequences(core for core in self._cores if core.parked == where))
+            for where in (None, "host", "disk")
+        )
         moved = 0
         with self._runner.exclusive(()):
-            for buffer, used in buffers_of(self._sequences(leaving)).items():
+            for buffer in {**near, **far}:
+                to_disk = place == "disk" and buffer not in near
                 known = self._away.get(buffer)
-                if buffer in active or (known is not None and known.place in (place, "disk")):
+                if buffer in active or (
+                    known is not None and (known.place == "disk" or not to_disk)
+                ):
                     continue
                 capacity = known.capacity if known is not None else buffer.capacity
-                if place == "disk":
+                # All who read it count: the longest of them may be parked elsewhere.
+                used = max(near.get(buffer, 0), far.get(buffer, 0))
+                if to_disk:
                     assert folder is not None
                     move_to_disk(buffer, used, folder)
                 elif self._on_cpu or buffer.home is not None:
                     continue  # It is in host memory already.
                 else:
                     move_to_host(buffer, used)
-                self._away[buffer] = Parked(place, capacity)
+                self._away[buffer] = Parked("disk" if to_disk else "host", capacity)
                 moved += buffer.nbytes
         return moved
 
@@ -234,10 +252,14 @@ class ParkingLot:
 
     def _leave(self, working: TokenCore, place: Place, is_over: Callable[[], bool]) -> None:
         """Park idle sessions, the least recently used first, while a limit is exceeded."""
+        if not is_over():
+            return
         folder = None if self._limits.directory is None else Path(self._limits.directory)
-        before = None if place == "host" or self._on_cpu else "host"
+        # What parked sessions shared with one that was closed since.
+        self._move_idle(place, folder)
+        leaving = {"host": (None,), "disk": (None, "host") if self._on_cpu else ("host",)}[place]
         waiting = sorted(
-            (core for core in self._cores if core is not working and core.parked == before),
+            (core for core in self._cores if core is not working and core.parked in leaving),
             key=lambda core: core.last_used,
         )
         for core in waiting:
@@ -246,6 +268,8 @@ class ParkingLot:
             lease = core.owner.try_take("park")
             if lease is None:
                 continue
+            # Whoever wants the session now waits for it instead of being refused.
+            lease.leave()
             try:
                 self._park(core, place, folder)
             finally:

@@ -471,6 +471,25 @@ def test_who_saves_first_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.times["write"].samples_seconds == (0.25,) * 3
 
 
+def test_who_reads_first_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    load = Engine.load_session
+
+    def noted(engine: Engine, directory: Any, *, check: Any) -> Session:
+        order.append(check)
+        return load(engine, directory, check=check)
+
+    def read(_: list[Path]) -> float:
+        order.append("read")
+        return 0.25
+
+    monkeypatch.setattr(Engine, "load_session", noted)
+    monkeypatch.setattr(saving, "plain_read", read)
+    options = replace(OPTIONS, arms=("save",), save_rounds=3)
+    benchmark_sessions(CPU, long_part(tmp_path), None, options)
+    assert order == ["read", "full", "sizes", "full", "sizes", "read", "sizes", "read", "full"]
+
+
 # ---------------------------------------------------------------- turn 2
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,12 @@ from sfi_agent import (
     SessionStateError,
     StoreError,
 )
+from sfi_agent.engine import parked_buffers, saved_history
+from sfi_agent.engine.sequence import SequenceState
+from sfi_agent.session import parking
+from sfi_agent.session.store import rebuilding
 from tests.families import model_of, tiny_engine
+from tests.test_guarantees.play import close
 from tests.test_guarantees.policies import FAMILY_NAMES, for_each, prompts, sparse_policies
 
 TOKENS = list(range(40))
@@ -98,6 +106,26 @@ def test_what_is_shared_moves_when_nobody_reads_it(tmp_path: Path) -> None:
     assert engine.parking.device_bytes() == 0
 
 
+@pytest.mark.parametrize("leaves_first", ["parent", "child"])
+def test_a_fork_on_disk_takes_nothing_from_a_parent_in_host_memory(
+    leaves_first: str, tmp_path: Path
+) -> None:
+    """The parent reads more of the buffer that both read; where it is parked decides."""
+    engine = tiny_engine("gemma3")
+    with engine.session(PLAIN) as parent, engine.session(PLAIN) as same:
+        for session in (parent, same):
+            session.decode(TOKENS, max_new_tokens=3)
+        with parent.fork(seed=1) as child:
+            for session in (parent, same):
+                session.decode([5, 6, 7], max_new_tokens=9)
+            places: list[tuple[Session, Any]] = [(parent, "host"), (child, "disk")]
+            for session, place in places if leaves_first == "parent" else reversed(places):
+                engine.park(session, place, directory=tmp_path)
+            assert torch.equal(parent.next_logits(), same.next_logits())
+            assert parent.decode([1], max_new_tokens=6) == same.decode([1], max_new_tokens=6)
+            assert child.decode([2, 3], max_new_tokens=2)
+
+
 def test_parked_buffers_hold_only_what_is_read(tmp_path: Path) -> None:
     engine = engine_with()
     with engine.session(PLAIN.replace(history={"reserve_tokens": 50_000})) as session:
@@ -145,22 +173,148 @@ def test_a_session_at_work_stays(tmp_path: Path) -> None:
         assert worker.parked == "disk"
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", [0, 3])
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """The session is where it was, also where some of it had been moved already."""
     engine = engine_with()
     with engine.session(PLAIN) as session:
         session.decode(TOKENS, max_new_tokens=4)
-        expected = session.next_logits()
-
-        def full(*_: Any, **__: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
+        expected, history = session.next_logits(), session.stats.history_bytes
         with monkeypatch.context() as patched:
-            patched.setattr("safetensors.torch.save_file", full)
+            fill_disk(patched, written)
             with pytest.raises(StoreError, match="No space left"):
                 engine.park(session, "disk", directory=tmp_path)
-        assert torch.equal(session.next_logits(), expected)
+        assert session.parked is None and not list(tmp_path.iterdir())
+        assert engine.parking.device_bytes() == session.stats.history_bytes == history
+        # And it can leave when there is room.
         engine.park(session, "disk", directory=tmp_path)
+        assert session.parked == "disk" and engine.parking.device_bytes() == 0
         assert torch.equal(session.next_logits(), expected)
+
+
+def fill_disk(patched: pytest.MonkeyPatch, written: int) -> None:
+    """Whoever parks can write so many tensors more."""
+    left, write = [written], parked_buffers._write_tokens
+
+    def full(*arguments: Any) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        write(*arguments)
+
+    patched.setattr(parked_buffers, "_write_tokens", full)
+
+
+def test_what_only_a_closed_fork_kept_leaves_too(tmp_path: Path) -> None:
+    engine = engine_with(device_bytes=1, directory=tmp_path)
+    with engine.session(PLAIN) as parent, engine.session(PLAIN) as worker:
+        parent.decode(TOKENS, max_new_tokens=3)
+        expected = parent.next_logits()
+        with parent.fork() as child:
+            engine.park(parent)
+            assert child.parked is None and engine.parking.device_bytes() > 0
+        worker.decode([1], max_new_tokens=1)
+        own = worker.stats.history_bytes + worker.stats.memory_bytes
+        assert engine.parking.device_bytes() == own
+        assert torch.equal(parent.next_logits(), expected)
+
+
+def test_on_a_cpu_what_was_parked_beside_goes_to_disk(tmp_path: Path) -> None:
+    engine = engine_with(device_bytes=1, directory=tmp_path)
+    with engine.session(PLAIN) as idle, engine.session(PLAIN) as worker:
+        idle.decode(TOKENS, max_new_tokens=3)
+        engine.park(idle, "host")
+        worker.decode([1], max_new_tokens=1)
+        assert idle.parked == "disk"
+
+
+def test_who_wants_a_session_that_is_leaving_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That another session needed the room is nothing to be refused for."""
+    engine = engine_with(device_bytes=1, directory=tmp_path)
+    with engine.session(PLAIN) as idle, engine.session(PLAIN) as worker:
+        idle.decode(TOKENS, max_new_tokens=3)
+        expected, real = idle.next_logits(), parked_buffers.move_to_disk
+        with ThreadPoolExecutor(1) as pool:
+            wanted: list[Future[Any]] = []
+
+            def slow(*arguments: Any) -> None:
+                if not wanted:
+                    wanted.append(pool.submit(idle.next_logits))
+                    waiters = idle._owner._changed._waiters  # type: ignore[attr-defined]
+                    while not waiters and not wanted[0].done():
+                        os.sched_yield()
+                real(*arguments)
+
+            monkeypatch.setattr(parking, "move_to_disk", slow)
+            worker.decode([1], max_new_tokens=1)
+            assert torch.equal(wanted[0].result(), expected)
+
+
+@pytest.mark.parametrize("how", ["fork", "load"])
+def test_nobody_parks_what_is_not_whole_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    engine = engine_with(device_bytes=1, directory=tmp_path / "parked")
+    with engine.session(PLAIN) as session, engine.session(PLAIN) as worker:
+        worker.decode([2], max_new_tokens=1)
+        session.decode(TOKENS, max_new_tokens=3)
+        expected = session.next_logits()
+        session.save(tmp_path / "saved")
+
+        def first(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **keywords: Any) -> Any:
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(worker.decode, [1], max_new_tokens=1).result()
+                return real(*arguments, **keywords)
+
+            return call
+
+        if how == "fork":
+            share = SequenceState.share_history_with
+            monkeypatch.setattr(SequenceState, "share_history_with", first(share))
+            made = session.fork()
+        else:
+            monkeypatch.setattr(rebuilding, "restore_history", first(saved_history.restore_history))
+            made = engine.load_session(tmp_path / "saved")
+        with made:
+            assert made.stats.history_tokens == session.stats.history_tokens
+            assert close(made.next_logits(), expected)
+
+
+def test_a_load_is_work_for_which_others_leave(tmp_path: Path) -> None:
+    engine = engine_with(device_bytes=1, directory=tmp_path / "parked")
+    with engine.session(PLAIN) as session:
+        session.decode(TOKENS, max_new_tokens=3)
+        session.save(tmp_path / "saved")
+        with engine.load_session(tmp_path / "saved"):
+            assert session.parked == "disk"
+
+
+@pytest.mark.parametrize("given", [b"bytes", 3, "", "a\0b", "half a \ud800 character"])
+def test_where_sessions_park_is_a_path(given: Any) -> None:
+    engine = engine_with()
+    with pytest.raises(InputError, match="path"):
+        ParkingLimits(directory=given)
+    with engine.session(PLAIN) as session:
+        session.decode(TOKENS, max_new_tokens=1)
+        with pytest.raises(InputError, match="path"):
+            engine.park(session, "disk", directory=given)
+        assert session.parked is None
+
+
+@pytest.mark.parametrize("name", ["a file", "n" * 300])
+def test_where_no_folder_can_be_is_said(tmp_path: Path, name: str) -> None:
+    engine = engine_with()
+    (tmp_path / "a file").touch()
+    with engine.session(PLAIN) as session:
+        session.decode(TOKENS, max_new_tokens=1)
+        with pytest.raises(StoreError, match=name):
+            engine.park(session, "disk", directory=tmp_path / name)
+        assert session.parked is None
 
 
 def test_what_cannot_be_parked_is_said(tmp_path: Path) -> None:

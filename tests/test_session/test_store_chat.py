@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -254,16 +255,21 @@ def test_the_numbers_of_calls_go_on() -> None:
         loaded.close()
 
 
-def test_what_a_model_may_write_and_json_may_not() -> None:
-    """NaN and half a character as arguments, from the model's own text."""
+@pytest.mark.parametrize(
+    ("floor", "arguments"),
+    [
+        ("NaN", {}),
+        ("1e999", {"floor": sys.float_info.max, "name": "\N{REPLACEMENT CHARACTER}"}),
+    ],
+)
+def test_what_a_model_may_write_and_json_may_not(floor: str, arguments: dict[str, Any]) -> None:
+    """No number, too large a number and half a character, from the model's own text."""
     engine = chat_engine()
-    body = (
-        '{"name": "find_\\ud800room", "arguments": {"floor": NaN, "name": "\\udc00", "n": 1e999}}'
-    )
+    body = f'{{"name": "find_\\ud800room", "arguments": {{"floor": {floor}, "name": "\\udc00"}}}}'
     with engine.session(FULL, tools=TOOLS) as session:
         with says(engine, f"<tool_call>\n{body}\n</tool_call>{END}"):
             (call,) = session.send("Where is Ada?").tool_calls
-        assert call.arguments["floor"] != call.arguments["floor"]
+        assert (call.arguments, call.raw_text) == (arguments, body)
         loaded = load(session, tools=TOOLS)
         assert repr(loaded.messages) == repr(session.messages)
         assert loaded._chat is not None and session._chat is not None

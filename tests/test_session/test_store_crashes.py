@@ -33,7 +33,7 @@ CONFIG = SessionConfig(
     refresh={"min_segment_tokens": 2, "max_segment_tokens": 6},
 )
 
-CHANGES_OF_THE_DISK = ("mkdir", "open", "write", "fsync", "fdatasync", "replace", "unlink")
+CHANGES_OF_THE_DISK = ("mkdir", "open", "writev", "fsync", "fdatasync", "replace", "unlink")
 
 
 def in_a_child(work: Callable[[], None], *, kill_after_seconds: float | None = None) -> int | None:
@@ -73,9 +73,9 @@ def kill_at(number: int, *, before: bool) -> None:
             if left[0]:
                 return real(*arguments, **keywords)
             try:
-                if name == "write" and not before:
-                    data = memoryview(arguments[1])
-                    real(arguments[0], data[: random.randint(0, len(data))])
+                if name == "writev" and not before:
+                    data = b"".join(arguments[1])
+                    real(arguments[0], [data[: random.randint(0, len(data))]])
                 elif not before:
                     real(*arguments, **keywords)
             finally:

@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sfi_agent import Session, SfiError, StoreError
+from sfi_agent.engine.saved_history import LayerSizes
 from sfi_agent.session.store import loading, strict_json
 from sfi_agent.session.store.directory import MANIFEST_NAME
 from sfi_agent.session.store.manifest_file import _sealed, parse_manifest
+from sfi_agent.session.store.shard_form import ShardForm
 from sfi_agent.session.store.understanding import understand
 from tests.test_guarantees.test_save_load import history_of, same_bits
 from tests.test_session.conversations import call_text, chat_engine, policy, says
@@ -255,7 +257,8 @@ MADE_UP: list[tuple[tuple[Any, ...], Any, str]] = [
     ((*SHARD, "bytes"), 10**30, "bytes"),
     ((*SHARD, "digest"), "0" * 64, "not those that were written"),
     (("history", "stretches", 0, "tokens"), 2**40, "held|stretch"),
-    (("history", "stretches", 0, "held_tokens"), 2**39, "bytes"),
+    (("history", "stretches", 0, "held_tokens"), 2000, "bytes"),
+    (("history", "stretches", 0, "held_tokens"), 2**39, "files of 549755813888 tokens"),
     (("history", "extents"), [3], "extents"),
     (("history", "layers", 0, "kv_heads"), 1, "layers that this model does not have"),
     (("history", "layers", 1, "key_dim"), 10**6, "layers that this model does not have"),
@@ -330,23 +333,21 @@ def test_files_may_not_be_exchanged(original: Original, folder: Path) -> None:
 
 # ---------------------------------------------------------------- the manifest as a file
 
+SEALED_AS_1 = b'{"format":"sfi-agent session","format_version":1,'
 TEXTS: list[tuple[bytes, str]] = [
-    (b"", "Expecting value"),
-    (b"null", "no manifest"),
-    (b"[]", "no manifest"),
-    (b'{"format": "something else"}', "no manifest"),
-    (b'{"a": 1, "a": 2}', "twice"),
-    (b'{"a": NaN}', "finite"),
-    (b'{"a": 1e999}', "no manifest"),
-    (b"\xff\xfe{}", "ascii"),
-    (b"[" * 200_000, "nested"),
-    (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "nested"),
-    (b"9" * 5_000, "digits|limit|JSON"),
-    (b'{"format": "sfi-agent session", "format_version": true}', "format_version"),
-    (b'{"format": "sfi-agent session", "format_version": "1"}', "format_version"),
+    *((text, "no manifest") for text in (b"", b"null", b"[]", b'{"format": "something else"}')),
+    (b"\xff\xfe{}", "no manifest"),
+    (b"[" * 200_000, "no manifest"),
+    (b'{"format": "sfi-agent session", "format_version": true}', "no manifest"),
+    (b'{"format": "sfi-agent session", "format_version": "1"}', "no manifest"),
+    (b'{"format": "sfi-agent session", "format_version": 1e999}', "no manifest"),
     (b'{"format": "sfi-agent session", "format_version": 0}', "format_version"),
     (b'{"format": "sfi-agent session", "format_version": 1}', "not what was written"),
+    (SEALED_AS_1, "not what was written"),
+    (SEALED_AS_1 + b'"session":' + b"[" * 200_000, "not what was written"),
+    (SEALED_AS_1 + b"\xff" * 200, "not what was written"),
     (b'{"format": "sfi-agent session", "format_version": 2, "news": []}', "newer sfi-agent"),
+    (b'{"format":"sfi-agent session","format_version":2,"news":' + b"[" * 9_000, "newer sfi-agent"),
 ]
 
 
@@ -355,6 +356,58 @@ def test_what_is_no_manifest(original: Original, folder: Path, content: bytes, w
     (folder / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(StoreError, match=words):
         original[1].engine.load_session(folder)
+
+
+MADE_UP_TEXTS: list[tuple[str, str]] = [
+    ("", "Expecting value"),
+    ("null", "the whole"),
+    ("[]", "the whole"),
+    ('{"a": 1, "a": 2}', "twice"),
+    ('{"revision": NaN}', "finite"),
+    ('{"revision": 1e999}', "finite"),
+    ('{"policy": {"x": [-1e999]}}', "finite"),
+    ("[" * 200_000, "nested"),
+    ('{"a":' * 5_000 + "1" + "}" * 5_000, "nested"),
+    ("9" * 5_000, "digits|limit|JSON"),
+    (r'{"\ud800": 1}', "JSON"),
+    # Each of these took more than a second, or a gigabyte.
+    ("[" + "{}," * 5_000_000 + "1]", "lists, mappings and keys"),
+    ('{"tools": ["[' + "{}," * 5_000_000 + '1]"]}', "lists, mappings and keys"),
+    ('{"token_ids": [' + '"",' * 300_000 + "1]}", "revision"),
+    ("{" + ",".join(f'"{n}":1' for n in range(500_000)) + "}", "500000 keys"),
+    ("{" + ",".join(f'"{n}":1' for n in range(9_000)) + "}", "values that cannot be"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), MADE_UP_TEXTS, ids=range(len(MADE_UP_TEXTS)))
+def test_what_is_sealed_may_still_be_anything(
+    original: Original, folder: Path, content: str, words: str
+) -> None:
+    (folder / MANIFEST_NAME).write_bytes(_sealed(content))
+    started = time.perf_counter()
+    with pytest.raises(StoreError, match=words):
+        original[1].engine.load_session(folder)
+    assert time.perf_counter() - started < 20
+
+
+def test_a_file_of_holes_is_not_read_to_its_end(original: Original, folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_NAME).read_bytes())["session"]
+    stretch = content["history"]["stretches"][0]
+    sizes = [LayerSizes(*size) for size in sizes_of(content)]
+    form = ShardForm(0, tuple(sizes), 2**30)
+    shard = stretch["shards"][0]
+    stretch["held_tokens"], shard["bytes"] = form.tokens, form.bytes
+    with (folder / shard["name"]).open("wb") as file:
+        file.write(form.header)
+        file.truncate(form.bytes)
+    reseal(folder, content)
+    with pytest.raises(StoreError, match="files of 1073741824 tokens"):
+        original[1].engine.load_session(folder)
+
+
+def sizes_of(content: Any) -> Iterator[tuple[int, int, int, torch.dtype]]:
+    for layer in content["history"]["layers"]:
+        yield layer["kv_heads"], layer["key_dim"], layer["value_dim"], torch.float32
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "device", "huge"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -71,6 +74,74 @@ def test_loading_takes_no_memory_until_it_is_used(tmp_path: Path) -> None:
     assert resident_bytes() - before > history_bytes / 2, "the measure shows nothing"
     assert loaded.stats.history_bytes >= history_bytes
     loaded.close()
+
+
+class AskedFor(mmap.mmap):
+    """A map that notes which of its bytes the system was asked for."""
+
+    noted: ClassVar[list[tuple[int, int]]] = []
+
+    def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+        assert option == mmap.MADV_WILLNEED and start % mmap.PAGESIZE == 0
+        self.noted.append((start, start + length))
+        super().madvise(option, start, length)
+
+    @classmethod
+    def covered(cls) -> int:
+        """Bytes that were asked for, each counted once."""
+        whole, end = 0, 0
+        for start, stop in sorted(cls.noted):
+            whole += max(0, stop - max(start, end))
+            end = max(end, stop)
+        return whole
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="the system cannot be asked")
+@pytest.mark.parametrize("forked", [False, True])
+def test_what_is_about_to_be_read_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: bool
+) -> None:
+    """Not before somebody reads, once, layer by layer, and no more than is used."""
+    with long_session() as session:
+        session.save(tmp_path)
+        session.rewind(session.mark(LONG_TOKENS // 4 + 1))
+        session.save(tmp_path)
+        expected = session.next_logits()
+        used = session._core.state().sequence.layers[0].history.pieces()
+        layers = len(session._core.state().sequence.layers)
+        layer_bytes = sum(piece.keys.nbytes + piece.values.nbytes for piece in used)
+    monkeypatch.setattr(mmap, "mmap", AskedFor)
+    monkeypatch.setattr(AskedFor, "noted", [])
+    with roomy_engine().load_session(tmp_path, check="sizes") as loaded, ExitStack() as opened:
+        if forked:  # It reads the files where they are.
+            loaded = opened.enter_context(loaded.fork())
+        assert AskedFor.noted == []
+        first = loaded._core.state().sequence.layers[0].history.extents[0].buffer
+        assert first.keys.shape[1] > 0
+        assert 2 * layer_bytes <= AskedFor.covered() < 2.1 * layer_bytes
+        assert torch.equal(loaded.next_logits(), expected) or forked
+        assert layers * layer_bytes <= AskedFor.covered() < 1.1 * layers * layer_bytes
+        done = len(AskedFor.noted)
+        loaded.decode([1], max_new_tokens=2)
+        assert len(AskedFor.noted) == done
+
+
+def test_a_file_that_became_shorter_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its length and the moment it is mapped."""
+    engine = tiny_engine("llama")
+    with engine.session(DENSE) as session:
+        session.decode([1, 2, 3], max_new_tokens=5)
+        session.save(tmp_path)
+
+    def cut(_: object) -> None:
+        for file in tmp_path.glob("*.safetensors"):
+            os.truncate(file, 100)
+
+    monkeypatch.setattr(loading, "verify_shards", cut)
+    with pytest.raises(StoreError, match="safetensors"):
+        engine.load_session(tmp_path)
 
 
 def test_another_process_goes_on(tmp_path: Path, child_python: Callable[..., str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,9 @@ def bits(tensor: Tensor) -> bytes:
     start=st.floats(0, 0.99),
     used=st.floats(0.01, 1),
     cap=st.sampled_from([1, 500, 1 << 29]),
-    chunk_bytes=st.sampled_from([64, 1 << 22]),
+    chunk_bytes=st.sampled_from([64, 1000, 1 << 22]),
+    direct_bytes=st.sampled_from([1, 40, 1 << 16]),
+    written_at_once=st.sampled_from([1, 7, 1 << 30]),
 )
 @few
 def test_what_is_written_is_read_back_bit_by_bit(
@@ -120,6 +122,8 @@ def test_what_is_written_is_read_back_bit_by_bit(
     used: float,
     cap: int,
     chunk_bytes: int,
+    direct_bytes: int,
+    written_at_once: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
     sequence, first = sequence_of(layers, tokens, chunks), int(start * tokens)
@@ -127,6 +131,8 @@ def test_what_is_written_is_read_back_bit_by_bit(
         patch.setattr(shard_writing, "LARGEST_SHARD_BYTES", cap)
         for module in (shard_writing, shard_reading):
             patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(shard_writing, "_LEAST_DIRECT_BYTES", direct_bytes)
+        patch.setattr(os, "writev", partly(os.writev, written_at_once))
         stretch = written(folder, sequence, first, tokens)
         shown = max(1, int(used * stretch.tokens))
         cut = SavedStretch(tokens=shown, held_tokens=stretch.held_tokens, shards=stretch.shards)
@@ -137,6 +143,15 @@ def test_what_is_written_is_read_back_bit_by_bit(
         whole = state.history.joined(first, first + shown)
         assert bits(part.keys) == bits(whole.keys)
         assert bits(part.values) == bits(whole.values)
+
+
+def partly(real: Callable[..., int], most_bytes: int) -> Callable[..., int]:
+    """As a system that takes a part of what it is given."""
+
+    def writev(descriptor: int, pieces: list[memoryview]) -> int:
+        return real(descriptor, [b"".join(pieces)[:most_bytes]])
+
+    return writev
 
 
 @given(layers=st.lists(sizes, min_size=1, max_size=3), tokens=st.integers(1, 30))
@@ -222,6 +237,30 @@ def test_lengths_count_for_a_digest_and_strides_do_not() -> None:
     assert digest_of(as_bytes(square.T)) != digest_of(as_bytes(square))
 
 
+GOLDEN = {
+    0: "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc",
+    5: "d5f50a7c424c0df44078b14639d58e17c9f3c7c582bd15be7d7b6c2323c622e5",
+    8_192: "379f51b177ba3755d0781711f0b683549046c57d676934a2bc261fc958dcab7a",
+    100_003: "fd2c5eb768e0e7331466c99ab9591ec2537d9befab4af0f3aa267faff67db408",
+}
+
+
+def test_a_digest_is_what_is_in_the_files_of_earlier_versions() -> None:
+    for count, digest in GOLDEN.items():
+        assert digest_of((torch.arange(count) * 7 % 251).to(torch.uint8)).hex() == digest
+
+
+@given(
+    counts=st.lists(st.one_of(st.integers(0, 70), st.integers(8_000, 9_000)), max_size=9),
+    more=st.integers(0, 700_000),
+)
+@settings(max_examples=60, deadline=None, database=None)
+def test_a_digest_does_not_tell_where_pieces_end(counts: list[int], more: int) -> None:
+    data = torch.randint(0, 256, (sum(counts) + more,), dtype=torch.uint8)
+    pieces = data.split([*counts, more])
+    assert digest_of(*pieces) == digest_of(data) == digest_of(*pieces, data[:0])
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -302,7 +341,7 @@ def test_a_disk_without_room_leaves_no_file(
     layers = [LayerSizes(2, 4, 3, torch.float32)] * 3
     sequence = sequence_of(layers, 20, [])
     monkeypatch.setattr(shard_writing, "LARGEST_SHARD_BYTES", 1)
-    real, left = os.write, [2]
+    real, left = os.writev, [2]
 
     def write(descriptor: int, data: Any) -> int:
         left[0] -= 1
@@ -310,7 +349,7 @@ def test_a_disk_without_room_leaves_no_file(
             raise OSError(28, "No space left on device")
         return real(descriptor, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", write)
     with pytest.raises(OSError, match="No space left"):
         written(tmp_path, sequence, 0, 20)
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,7 @@ def directory_path(given: object) -> Path:
         InputError: It is no path.
     """
     if isinstance(given, (str, os.PathLike)) and isinstance(os.fspath(given), str):
-        if os.fspath(given) and "\0" not in os.fspath(given):
+        if os.fspath(given) and "\0" not in os.fspath(given) and _can_be_a_name(Path(given)):
             return Path(given)
     raise InputError(
         explain("named a directory of a session", got=repr(given), allowed="a path as text or Path")
@@ -148,14 +148,18 @@ class StoreDirectory:
             os.unlink(_NEW_MANIFEST_NAME, dir_fd=self._descriptor)
         descriptor = self._create(_NEW_MANIFEST_NAME)
         try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        # The shards are found after a power failure before anything names them.
-        os.fsync(self._descriptor)
-        folder = {"src_dir_fd": self._descriptor, "dst_dir_fd": self._descriptor}
-        os.replace(_NEW_MANIFEST_NAME, MANIFEST_NAME, **folder)
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            # The shards are found after a power failure before anything names them.
+            os.fsync(self._descriptor)
+            folder = {"src_dir_fd": self._descriptor, "dst_dir_fd": self._descriptor}
+            os.replace(_NEW_MANIFEST_NAME, MANIFEST_NAME, **folder)
+        except BaseException:
+            self.remove(_NEW_MANIFEST_NAME)
+            raise
         os.fsync(self._descriptor)
 
     def remove(self, name: str) -> None:
@@ -179,11 +183,23 @@ class StoreDirectory:
         return StoreError(explain(attempted, got=got, allowed="a plain file"))
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, *pieces: bytes | memoryview) -> None:
     """Write everything, however often the system takes only a part."""
-    left = memoryview(data)
+    left = [memoryview(piece) for piece in pieces]
     while left:
-        left = left[os.write(descriptor, left) :]
+        count = os.writev(descriptor, left)
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+
+
+def _can_be_a_name(path: Path) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _make(path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a saved session needs to find again: the model to the last bit, the tokenizer, the template.
 
 Digests are kept per object and made anew when it has changed. A change that torch does not count
-(through `parameter.data`) is not seen.
+(through `parameter.data`) is seen in the few numbers of each tensor that are looked at every time:
+that of a whole tensor, as when an adapter is merged, and not that of a single number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfi_agent.session.store import strict_json
-from sfi_agent.session.store.digests import as_bytes, digest_of
+from sfi_agent.session.store.digests import as_bytes, digest_of, host_bytes
 from sfi_agent.session.store.manifest import SavedModel
 from sfi_agent.session.store.shard_form import name_of_dtype
 
@@ -42,6 +43,8 @@ _NO_MATTER = frozenset(
     }
 )
 """Of a configuration: says where it comes from or what is given out, not what is computed."""
+
+_SAMPLED_NUMBERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,22 @@ def _versions(tensors: list[tuple[str, Tensor]]) -> object:
     """Changes when a tensor is replaced or written to; None where torch does not count writes."""
     if any(tensor.is_inference() for _, tensor in tensors):
         return None
-    return tuple(
+    counted = tuple(
         (name, tensor.data_ptr(), tensor._version, tensor.shape, tensor.dtype)
         for name, tensor in tensors
     )
+    return counted, _samples([tensor for _, tensor in tensors])
+
+
+def _samples(tensors: list[Tensor]) -> tuple[bytes, ...]:
+    """Some numbers of every tensor, copied to the host once per device."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_contiguous():
+            flat = tensor.detach().view(-1)
+            some = as_bytes(flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)])
+            found.setdefault(tensor.device, []).append(some)
+    return tuple(host_bytes(torch.cat(some)).tobytes() for some in found.values())
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -37,6 +37,8 @@ Positive = Annotated[int, Field(ge=1, le=2**40)]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
+Quick = Field(fail_fast=True)
+"""Of what may be long: the first error is told, and a million of them would take a gigabyte."""
 DTypeName = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -100,7 +102,7 @@ class SavedStretch(Record):
 
     tokens: Positive
     held_tokens: Positive
-    shards: Annotated[tuple[SavedShard, ...], Field(min_length=1, max_length=2**16)]
+    shards: Annotated[tuple[SavedShard, ...], Field(min_length=1, max_length=2**16), Quick]
 
     @model_validator(mode="after")
     def _holds_what_is_used(self) -> Self:
@@ -119,10 +121,10 @@ class SavedHistory(Record):
         stretches: Where the tokens lie, in order.
     """
 
-    layers: Annotated[tuple[SavedLayer, ...], Field(max_length=2**16)]
-    extents: Annotated[tuple[Positive, ...], Field(max_length=2**20)]
+    layers: Annotated[tuple[SavedLayer, ...], Field(max_length=2**16), Quick]
+    extents: Annotated[tuple[Positive, ...], Field(max_length=2**20), Quick]
     continues_last: bool
-    stretches: Annotated[tuple[SavedStretch, ...], Field(max_length=2**16)]
+    stretches: Annotated[tuple[SavedStretch, ...], Field(max_length=2**16), Quick]
 
     @property
     def tokens(self) -> int:
@@ -159,8 +161,8 @@ class SavedSpan(Record):
     kind: SpanKind
     start: Count
     end: Count
-    messages: tuple[str, ...]
-    calls: tuple[str, ...]
+    messages: Annotated[tuple[str, ...], Quick]
+    calls: Annotated[tuple[str, ...], Quick]
     complete: bool
 
 
@@ -173,8 +175,8 @@ class SavedConversation(Record):
         reuse_lost_reason: Why the next turn processes again what was processed before, if so.
     """
 
-    spans: tuple[SavedSpan, ...]
-    unsent_results: tuple[str, ...]
+    spans: Annotated[tuple[SavedSpan, ...], Quick]
+    unsent_results: Annotated[tuple[str, ...], Quick]
     reuse_lost_reason: ReuseLostReason | None
 
     @model_validator(mode="after")
@@ -192,8 +194,8 @@ class SavedConversation(Record):
 class SavedTexts(Record):
     """A column of texts: each distinct one once, and which of them every row has."""
 
-    texts: tuple[str | None, ...]
-    rows: tuple[Count, ...]
+    texts: Annotated[tuple[str | None, ...], Quick]
+    rows: Annotated[tuple[Count, ...], Quick]
 
 
 class SavedTrace(Record):
@@ -203,7 +205,7 @@ class SavedTrace(Record):
         columns: By field of `StepRecord`, each as long as the others.
     """
 
-    columns: dict[str, SavedTexts | tuple[int | float | bool, ...]]
+    columns: dict[str, SavedTexts | Annotated[tuple[int | float | bool, ...], Quick]]
 
 
 class SavedSession(Record):
@@ -231,10 +233,10 @@ class SavedSession(Record):
     model: SavedModel
     tokenizer: Digest | None
     chat_template: Digest | None
-    tools: tuple[str, ...]
+    tools: Annotated[tuple[str, ...], Quick]
     system: str | None
     policy: dict[str, JsonValue]
-    token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+    token_ids: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Quick]
     prompt_start: Count
     processed_tokens: Count
     history: SavedHistory

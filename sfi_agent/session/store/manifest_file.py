@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,8 +18,20 @@ __all__ = ["FORMAT_VERSION", "damaged", "manifest_bytes", "parse_manifest", "rea
 
 FORMAT_VERSION = 1
 _FORMAT = "sfi-agent session"
+_AFTER = b"}\n"
 _LARGEST_BYTES = 1 << 28
 """Of a manifest. A million tokens with their texts and records take a third of it."""
+_MOST_MARKS = 1 << 22
+"""Of lists, mappings and keys, also in texts: each of them takes twenty times its bytes in memory.
+A million tokens of nothing but JSON have less than a quarter of it."""
+_MOST_DESCRIBED = 1000
+"""Errors; describing one takes as long as finding ten."""
+_BEGINNING = re.compile(
+    rb'\s*\{\s*"format"\s*:\s*"'
+    + _FORMAT.encode()
+    + rb'"\s*,\s*"format_version"\s*:\s*(\d{1,18})\s*[,}]'
+)
+"""Of every manifest, also of those in formats to come."""
 
 
 def manifest_bytes(saved: SavedSession) -> bytes:
@@ -29,6 +41,7 @@ def manifest_bytes(saved: SavedSession) -> bytes:
         StoreError: It cannot, or it would be larger than what is read.
     """
     content = strict_json.compact(saved.model_dump(mode="json"))
+    _check_amount(content, Path(MANIFEST_NAME))
     _content(content, Path(MANIFEST_NAME))
     data = _sealed(content)
     if len(data) > _LARGEST_BYTES:
@@ -71,23 +84,34 @@ def parse_manifest(data: bytes, path: Path) -> SavedSession:
     Raises:
         StoreError: It was written by a newer version, or is damaged or made up.
     """
-    try:
-        outer = strict_json.parse(data.decode("ascii"))
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
-    if not isinstance(outer, dict) or outer.get("format") != _FORMAT:
+    beginning = _BEGINNING.match(data)
+    if beginning is None:
         raise damaged(path, "no manifest of a saved session")
-    _check_version(outer.get("format_version"), path)
-    content = strict_json.compact(outer.get("session"))
+    _check_version(int(beginning[1]), path)
+    # Nothing is parsed before it is known to be what was written.
+    content = data[len(_sealed("")) - len(_AFTER) : -len(_AFTER)].decode("ascii", "replace")
     if _sealed(content) != data:
         raise damaged(path, "content that is not what was written")
+    _check_amount(content, path)
+    try:
+        strict_json.parse(content)
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
     return _content(content, path)
+
+
+def _check_amount(content: str, path: Path) -> None:
+    found = sum(content.count(mark) for mark in "[{:")
+    if found > _MOST_MARKS:
+        raise damaged(path, f"{found} lists, mappings and keys, of at most {_MOST_MARKS}")
 
 
 def _content(content: str, path: Path) -> SavedSession:
     try:
         return SavedSession.model_validate_json(content)
     except ValidationError as error:
+        if error.error_count() > _MOST_DESCRIBED:
+            raise damaged(path, f"{error.error_count()} values that cannot be") from error
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise damaged(path, f"{place or 'the whole'}: {first['msg']}") from error
@@ -105,9 +129,9 @@ def damaged(path: Path, got: str) -> StoreError:
     )
 
 
-def _check_version(version: Any, path: Path) -> None:
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise damaged(path, f"format_version {version!r}"[:100])
+def _check_version(version: int, path: Path) -> None:
+    if version < 1:
+        raise damaged(path, f"format_version {version}")
     if version > FORMAT_VERSION:
         raise StoreError(
             explain(
@@ -120,6 +144,8 @@ def _check_version(version: Any, path: Path) -> None:
 
 
 def _sealed(content: str) -> bytes:
-    digest = hashlib.sha256(content.encode("ascii")).hexdigest()
+    text = content.encode("ascii", "replace")
+    digest = hashlib.sha256(text).hexdigest()
     head = strict_json.compact({"format": _FORMAT, "format_version": FORMAT_VERSION})
-    return f'{head[:-1]},"sha256":"{digest}","session":{content}}}\n'.encode("ascii")
+    start = f'{head[:-1]},"sha256":"{digest}","session":'.encode("ascii")
+    return b"".join((start, text, _AFTER))

@@ -54,10 +54,13 @@ def rebuild(
     except ConfigError as error:
         raise StoreError(explain(f"loaded the session in {store.path}", got=str(error))) from error
     core.id = found.saved.session_id
-    core.open()
     try:
-        if mismatches.ids_mean_the_same:
-            _fill(core, found, parts)
+        # Nobody parks it before it is whole; and others may have to make room for it.
+        with core.owner.held_for("load"):
+            core.open()
+            if mismatches.ids_mean_the_same:
+                _fill(core, found, parts)
+            engine.parking.begin(core)
         core.lineage.note_saved(store.key, found.saved.save_id, core.processed_tokens)
         if chat is not None:
             chat = chat.fork(config.history.reasoning)

@@ -7,6 +7,7 @@ in it needs to be understood. Verifying reads it through a small buffer; mapping
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,13 @@ from sfi_agent.session.store.digests import digest_of, host_bytes
 from sfi_agent.session.store.directory import StoreDirectory
 from sfi_agent.session.store.manifest import SavedHistory, SavedShard
 from sfi_agent.session.store.manifest_file import damaged
-from sfi_agent.session.store.shard_form import ShardForm
+from sfi_agent.session.store.shard_form import ShardForm, TensorPlace
 from sfi_agent.session.store.shard_writing import CHUNK_BYTES
 
 __all__ = ["OpenShard", "map_layers", "open_shards", "verify_shards"]
 
 _MOST_THREADS = 4
+_AHEAD_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,31 @@ class OpenShard:
 
     def map(self) -> list[SavedPart]:
         """The used tokens of each layer. What is mapped stays, also when the file is removed."""
-        mapped = memoryview(mmap.mmap(self.descriptor, self.form.bytes, access=mmap.ACCESS_COPY))
-        tensors = []
-        for place, sizes in zip(self.form.places(), _twice(self.form.layers), strict=True):
-            heads, tokens, dim = place.shape
-            count = heads * tokens * dim
-            flat = torch.frombuffer(mapped, dtype=sizes.dtype, count=count, offset=place.offset)
-            tensors.append(flat.view(place.shape)[:, : self.tokens])
-        return [SavedPart(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
+        try:
+            file = mmap.mmap(self.descriptor, self.form.bytes, access=mmap.ACCESS_COPY)
+        except ValueError as error:  # It has become shorter since.
+            raise damaged(self.path, str(error)) from error
+        mapped, parts = memoryview(file), []
+        places = self.form.places()
+        for sizes, *both in zip(self.form.layers, places[::2], places[1::2], strict=True):
+            spans: list[tuple[int, int]] = []
+            for place in both:
+                spans += self._used_bytes(place, sizes.dtype.itemsize)
+            keys, values = (self._used(mapped, place, sizes.dtype) for place in both)
+            parts.append(SavedPart(keys, values, _ReadAhead(file, spans)))
+        return parts
+
+    def _used(self, mapped: memoryview, place: TensorPlace, dtype: torch.dtype) -> Tensor:
+        count = math.prod(place.shape)
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=place.offset)
+        return flat.view(place.shape)[:, : self.tokens]
+
+    def _used_bytes(self, place: TensorPlace, itemsize: int) -> Iterator[tuple[int, int]]:
+        """Of each head: its first byte, and the one behind its last."""
+        heads, tokens, dim = place.shape
+        for head in range(heads):
+            start = place.offset + head * tokens * dim * itemsize
+            yield start, start + self.tokens * dim * itemsize
 
     def _chunk_digest(self, rooms: SimpleQueue[Tensor], offset: int) -> bytes:
         room = rooms.get()
@@ -88,6 +107,29 @@ class OpenShard:
             return digest_of(data)
         finally:
             rooms.put(room)
+
+
+class _ReadAhead:
+    """Asks the system once for parts of a mapped file.
+
+    Without it every page is waited for as it is touched, a few of its neighbours beside it.
+
+    Args:
+        file: Mapped as a whole.
+        spans: First byte of each part, and the one behind its last.
+    """
+
+    def __init__(self, file: mmap.mmap, spans: Sequence[tuple[int, int]]) -> None:
+        self._file = file
+        self._spans = tuple(spans)
+
+    def __call__(self) -> None:
+        spans, self._spans = self._spans, ()
+        for start, end in spans if hasattr(mmap, "MADV_WILLNEED") else ():
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            for offset in range(first, end, _AHEAD_BYTES):
+                # The system takes less than it is asked for, so it is asked in small portions.
+                self._file.madvise(mmap.MADV_WILLNEED, offset, min(_AHEAD_BYTES, end - offset))
 
 
 @contextmanager
@@ -161,7 +203,3 @@ def _read(descriptor: int, target: memoryview, offset: int) -> int:
             break
         done += count
     return done
-
-
-def _twice(layers: Sequence[LayerSizes]) -> list[LayerSizes]:
-    return [sizes for sizes in layers for _ in range(2)]

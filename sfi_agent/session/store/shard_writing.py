@@ -33,6 +33,9 @@ CHUNK_BYTES = 1 << 22
 LARGEST_SHARD_BYTES = 1 << 29
 """Unless one layer is larger. It bounds what a save that merges small files holds twice on disk."""
 
+_LEAST_DIRECT_BYTES = 1 << 16
+"""Smaller pieces are copied together, so that few of them make a chunk."""
+
 _CHUNKS_UNDER_WAY = 6
 _DIGEST_THREADS = 2
 _FLUSH_BYTES = 1 << 26
@@ -116,7 +119,7 @@ class _Threads:
 class _Chunk:
     """Bytes on their way; `room` is used again when both futures are done."""
 
-    room: Tensor
+    room: Tensor | None
     digest: Future[bytes]
     written: Future[None]
 
@@ -133,20 +136,24 @@ class _Pipe:
         self._descriptor = descriptor
         self._threads = threads
         self._under_way: deque[_Chunk] = deque()
-        self._room: Tensor | None = None
+        self._pieces: list[Tensor] = []
         self._filled = 0
+        self._room: Tensor | None = None
+        self._room_filled = 0
+        self._spare: list[Tensor] = []
         self._unflushed = 0
         self._digests = hashlib.sha256()
 
     def put(self, source: Tensor) -> None:
-        """Append `[bytes]` uint8, on any device."""
+        """Append `[bytes]` uint8, on any device; what it holds does not change until `finish`."""
         done = 0
         while done < source.numel():
-            if self._room is None:
-                self._room = self._free_room()
             count = min(source.numel() - done, CHUNK_BYTES - self._filled)
-            target = self._room[self._filled : self._filled + count]
-            target.copy_(source[done : done + count])
+            part = source[done : done + count]
+            if part.device.type == "cpu" and count >= _LEAST_DIRECT_BYTES:
+                self._pieces.append(part)
+            else:
+                self._copy(part)
             done += count
             self._filled += count
             if self._filled == CHUNK_BYTES:
@@ -160,26 +167,43 @@ class _Pipe:
             self._settle()
         return self._digests.hexdigest()
 
-    def _free_room(self) -> Tensor:
-        if len(self._under_way) < _CHUNKS_UNDER_WAY:
-            return torch.empty(CHUNK_BYTES, dtype=torch.uint8)
-        return self._settle()
+    def _copy(self, part: Tensor) -> None:
+        """Small ones behind each other, as one piece; those of a device to the host."""
+        if self._room is None:
+            self._room = self._spare.pop() if self._spare else _empty_chunk()
+            self._room_filled = 0
+        start, end = self._room_filled, self._room_filled + part.numel()
+        self._room[start:end].copy_(part)
+        last = self._pieces[-1] if self._pieces else None
+        room_end = self._room.data_ptr() + start
+        if last is not None and start and last.data_ptr() + last.numel() == room_end:
+            self._pieces[-1] = self._room[start - last.numel() : end]
+        else:
+            self._pieces.append(self._room[start:end])
+        self._room_filled = end
 
-    def _settle(self) -> Tensor:
+    def _settle(self) -> None:
         """Wait for the oldest chunk; its room is free again."""
         chunk = self._under_way.popleft()
         chunk.written.result()
         self._digests.update(chunk.digest.result())
-        return chunk.room
+        if chunk.room is not None:
+            self._spare.append(chunk.room)
 
     def _send(self) -> None:
-        assert self._room is not None
-        data, threads = self._room[: self._filled], self._threads
-        digest = threads.digest.submit(digest_of, data)
-        written = threads.write.submit(write_all, self._descriptor, host_bytes(data))
+        pieces, threads = tuple(self._pieces), self._threads
+        digest = threads.digest.submit(digest_of, *pieces)
+        data = [host_bytes(piece) for piece in pieces]
+        written = threads.write.submit(write_all, self._descriptor, *data)
         self._under_way.append(_Chunk(self._room, digest, written))
         self._unflushed += self._filled
-        self._room, self._filled = None, 0
+        self._pieces, self._filled, self._room = [], 0, None
         if self._unflushed >= _FLUSH_BYTES:
             threads.bring_to_disk(os.fdatasync, self._descriptor)
             self._unflushed = 0
+        if len(self._under_way) >= _CHUNKS_UNDER_WAY:
+            self._settle()
+
+
+def _empty_chunk() -> Tensor:
+    return torch.empty(CHUNK_BYTES, dtype=torch.uint8)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 __all__ = ["canonical", "compact", "parse"]
 
 _DEEPEST = 128
 """Levels of lists and mappings. What comes out is walked by functions that call themselves."""
+
+_MOST_KEYS = 1 << 14
+"""Of one mapping. Looking for fields among many more takes long."""
 
 
 def compact(value: object, *, finite: bool = True) -> str:
@@ -37,12 +41,16 @@ def parse(text: str, *, finite: bool = True) -> Any:
         finite: Whether NaN and infinities are refused. Arguments that a model wrote may have them.
 
     Raises:
-        ValueError: It is no JSON, or has a key twice, too many levels, or a number that is none.
+        ValueError: It is no JSON, or has a key twice, too many keys or levels, or a number that is
+            none.
     """
     try:
         if finite:
             value = json.loads(
-                text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+                text,
+                object_pairs_hook=_unique_keys,
+                parse_constant=_refuse_constant,
+                parse_float=_finite,
             )
         else:
             value = json.loads(text, object_pairs_hook=_unique_keys)
@@ -53,6 +61,8 @@ def parse(text: str, *, finite: bool = True) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_KEYS:
+        raise ValueError(f"a mapping of {len(pairs)} keys, of at most {_MOST_KEYS}")
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a key occurs twice")
@@ -61,6 +71,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a finite number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):  # Such as 1e999, which no constant names.
+        raise ValueError(f"{number} is not a finite number"[:100])
+    return value
 
 
 def _check_depth(value: Any) -> None:

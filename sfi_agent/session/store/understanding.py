@@ -47,7 +47,7 @@ class Understood:
     trace: tuple[StepRecord, ...]
 
     def check_ids(self, engine: Engine, path: Path) -> None:
-        """Refuse ids that the model does not know, or more than it takes.
+        """Refuse ids that the model does not know, or more than it takes, also in files.
 
         Raises:
             StoreError: There are some.
@@ -58,6 +58,11 @@ class Understood:
             raise damaged(path, got)
         if len(ids) > shape.context_limit_tokens:
             got = f"{len(ids)} ids for a model that takes {shape.context_limit_tokens}"
+            raise damaged(path, got)
+        # A file with holes may seem to be of any length, and would be read to its end.
+        held = max((stretch.held_tokens for stretch in self.saved.history.stretches), default=0)
+        if held > shape.context_limit_tokens:
+            got = f"files of {held} tokens for a model that takes {shape.context_limit_tokens}"
             raise damaged(path, got)
 
 
