@@ -8,7 +8,7 @@ Two rules say who waits. Slow steps of single tokens are staggered: no more than
 sequences takes one in the same step, so that steps stay of even length and slow rows find fast
 rows to share the weights with; sequences that were held back once are out of step from then on.
 Blocks of rectify and verify are gathered: they are worth a pass of their own, so they wait until
-half of the sequences have one, or one of them has waited for a number of steps.
+half of the sequences that take blocks have one, or one of them has waited for a number of steps.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class Execute(Protocol):
 
 
 class Waiting(Protocol):
-    """A decoding and the request it waits with, since which tick."""
+    """A decoding and the request it waits with, since which tick; and whether blocks may be
+    expected of it."""
 
     request: StepRequest | None
     asked_at: int
+    takes_blocks: bool
 
 
 Waits = TypeVar("Waits", bound=Waiting)
@@ -53,6 +55,7 @@ class _Lane:
         self.moves = moves
         self.request: StepRequest | None = None
         self.asked_at = 0
+        self.takes_blocks = True
 
     def advance(self, outcome: StepOutcome | None, tick: int) -> None:
         """Go on to the next request; without one the decoding is over."""
@@ -103,7 +106,8 @@ def chosen_lanes(live: Sequence[Waits], tick: int) -> list[Waits]:
     slow = [lane for lane in live if _is_staggered(lane.request)]
     held: list[Waits] = []
     waited = max((tick - lane.asked_at for lane in blocks), default=0)
-    if 2 * len(blocks) < len(live) and waited <= _LONGEST_WAIT_TICKS:
+    company = sum(lane.takes_blocks for lane in live)
+    if 2 * len(blocks) < company and waited <= _LONGEST_WAIT_TICKS:
         held += blocks
     most_slow = max(1, -(-len(live) // _SLOW_SHARE))
     # The longest wait goes first; of equals the first of the batch.

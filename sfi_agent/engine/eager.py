@@ -137,11 +137,19 @@ class EagerSteps:
         return StepOutcome(tuple(draw_rows(logits, request.drawing)))
 
     def _refresh_from_rows(self, request: RefreshStep) -> StepOutcome:
-        for layer in request.sequence.layers:
-            if layer.captured_query is not None:
-                rows: Tensor = layer.captured_query[:, request.first_row : request.stop_row]
-                layer.captured_query = rows
-        return StepOutcome(selections=self._refresh(request.sequence, request.order))
+        layers = request.sequence.layers
+        kept = [layer.captured_query for layer in layers]
+        try:
+            for layer in layers:
+                if layer.captured_query is not None:
+                    rows: Tensor = layer.captured_query[:, request.first_row : request.stop_row]
+                    layer.captured_query = rows
+            return StepOutcome(selections=self._refresh(request.sequence, request.order))
+        except BaseException:
+            # Nobody can compute them again: whoever repeats the step needs them.
+            for layer, queries in zip(layers, kept, strict=True):
+                layer.captured_query = queries
+            raise
 
     def _refresh(
         self, sequence: SequenceState, order: RefreshOrder, chosen: PassSelections | None = None

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ __all__ = [
     "awork",
     "eventually",
     "in_another_thread",
+    "no_faster_than",
     "no_new_threads",
     "run_async",
     "timeless",
@@ -80,6 +81,32 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Non
     while not condition():
         assert time.monotonic() < end, "it does not happen"
         await asyncio.sleep(0.001)
+
+
+@contextmanager
+def no_faster_than(
+    engine: Engine, done: Callable[[], Any], *, first: int = 1, seconds: float = 0.25
+) -> Iterator[None]:
+    """Forward passes from the n-th on wait for something that another thread or task does.
+
+    Each waits a while at most, so that a slow machine has many of them to do it, and nothing
+    hangs where the passes themselves are waited for.
+    """
+    passes = 0
+
+    def wait(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        end = time.monotonic() + seconds
+        while passes >= first and not done() and time.monotonic() < end:
+            time.sleep(0.001)
+
+    layers = engine.model.get_decoder().layers
+    handle = layers[len(layers) // 2].register_forward_pre_hook(wait)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def in_another_thread(action: Callable[[], Any]) -> Any:

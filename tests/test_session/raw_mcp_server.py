@@ -1,7 +1,7 @@
 """An MCP server over stdio that is written by hand: fast to start, and able to be wrong.
 
-python raw_mcp_server.py LOG [mute]: its process id, what clients cancel, and the end, are written
-to the file LOG. A mute one answers nothing.
+python raw_mcp_server.py LOG [mute]: its process id, calls that it leaves unanswered, what clients
+cancel, and the end, are written to the file LOG. A mute one answers nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LOG = Path(sys.argv[1])
 PAGE = 3
 NAMES = ("zeta", "malformed", "no_content", "refused", "changed", "die", "silent", "garbage")
 
@@ -37,10 +38,16 @@ def send(message: dict[str, Any]) -> None:
     print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
 
 
+def note(word: str) -> None:
+    with LOG.open("a") as file:
+        file.write(f"{word}\n")
+
+
 def call(number: Any, name: str, arguments: dict[str, Any]) -> None:
     if name == "die":
         sys.exit(3)
     if name == "silent":
+        note("asked")
         return
     if name == "refused":
         send({"id": number, "error": {"code": -32000, "message": "not today"}})
@@ -53,8 +60,8 @@ def call(number: Any, name: str, arguments: dict[str, Any]) -> None:
     send({"id": number, "result": results.get(name, text(arguments.get("text", name)))})
 
 
-def main(log: Path, mute: bool) -> None:
-    log.write_text(f"{os.getpid()}\n")
+def main(mute: bool) -> None:
+    LOG.write_text(f"{os.getpid()}\n")
     answers: dict[str, Any] = {
         "initialize": lambda parameters: {
             "protocolVersion": "2025-06-18",
@@ -69,17 +76,15 @@ def main(log: Path, mute: bool) -> None:
         method, number = message.get("method"), message.get("id")
         parameters = message.get("params") or {}
         if method == "notifications/cancelled":
-            with log.open("a") as file:
-                file.write("cancelled\n")
+            note("cancelled")
         elif method in answers:
             send({"id": number, "result": answers[method](parameters)})
         elif method == "tools/call":
             call(number, parameters["name"], parameters.get("arguments") or {})
         elif number is not None:
             send({"id": number, "error": {"code": -32601, "message": "no such method"}})
-    with log.open("a") as file:
-        file.write("ended\n")
+    note("ended")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), mute=sys.argv[2:] == ["mute"])
+    main(mute=sys.argv[2:] == ["mute"])

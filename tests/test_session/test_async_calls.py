@@ -33,6 +33,7 @@ from tests.test_session.async_cases import (
     collected,
     eventually,
     in_another_thread,
+    no_faster_than,
     no_new_threads,
     run_async,
     state_of,
@@ -226,7 +227,8 @@ def test_an_exception_in_the_generating_thread_reaches_the_reader_at_once(
                     read(session)
                 error = caught.value
         assert isinstance(error, StepFailed)
-        assert time.monotonic() - raised_at[0] < 1.0
+        # Not when something else is over.
+        assert time.monotonic() - raised_at[0] < 10
         frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         assert {"raising", "fail"} <= set(frames)
         assert len(session.trace) == number - 1
@@ -413,6 +415,11 @@ def test_a_prefill_that_does_not_finish_takes_the_message_back(way: str) -> None
         require_usable(session, exact=True)
 
 
+def left_by_its_reader(session: Session) -> bool:
+    lease = session._owner._lease
+    return lease is None or lease.leaving
+
+
 @pytest.mark.parametrize("config", [FULL, policy(slow_step="rectify"), policy(slow_step="verify")])
 @pytest.mark.parametrize("kind", ["arun", "astream"])
 def test_cancelling_the_task_cancels_the_turn(config: SessionConfig, kind: str) -> None:
@@ -422,10 +429,11 @@ def test_cancelling_the_task_cancels_the_turn(config: SessionConfig, kind: str) 
     async def body(session: Session) -> int:
         call = getattr(session, kind)("Talk.")
         task = asyncio.ensure_future(collected(call) if kind == "astream" else call)
-        await eventually(lambda: len(session.trace) >= 5)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with no_faster_than(engine, lambda: left_by_its_reader(session), first=6):
+            await eventually(lambda: len(session.trace) >= 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         generated = len(session.trace)
         session._owner.take("test").release()
         await asyncio.sleep(0.01)
@@ -450,8 +458,9 @@ def test_wait_for_ends_a_turn_in_time() -> None:
     engine = chat_engine()
 
     async def body(session: Session) -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(session.asend("Talk."), 0.05)
+        with no_faster_than(engine, lambda: left_by_its_reader(session), first=5):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(session.asend("Talk."), 0.05)
         with says(engine, f"Fine.{END}"):
             assert (await session.asend("Well?")).text == "Fine."
 
@@ -465,14 +474,16 @@ def test_time_that_is_over_ends_a_turn_like_a_cancellation(kind: str) -> None:
     engine = chat_engine()
     with engine.session(DENSE.replace(sampling={"max_new_tokens": 1500})) as session:
         started = time.monotonic()
-        result: Any = getattr(session, kind)("Talk.", timeout_seconds=0.1)
-        if kind.startswith("a"):
-            result = run_async(collected(result) if kind == "astream" else result)
-        if kind.endswith("stream"):
-            result = list(result)[-1].reply
-        assert 0.1 <= time.monotonic() - started < 5
+        with no_faster_than(engine, session._cancelled.is_set, first=5):
+            result: Any = getattr(session, kind)("Talk.", timeout_seconds=0.1)
+            if kind.startswith("a"):
+                result = run_async(collected(result) if kind == "astream" else result)
+            if kind.endswith("stream"):
+                result = list(result)[-1].reply
+        assert time.monotonic() - started >= 0.1
         assert (result.finish_reason, result.cancelled_by) == ("cancelled", "timeout")
-        assert 0 < result.usage.output_tokens < 1500
+        # Nothing where the machine took all of the time for the prompt.
+        assert result.usage.output_tokens < 10
         # The next call has its own time.
         require_usable(session, exact=True)
 
@@ -552,8 +563,9 @@ def test_a_closed_engine_ends_its_thread_and_what_runs_on_it() -> None:
 
         async def body() -> None:
             task = asyncio.ensure_future(session.asend("Talk."))
-            await eventually(lambda: len(session.trace) > 3)
-            engine.close()
+            with no_faster_than(engine, lambda: engine.thread._closed, first=6):
+                await eventually(lambda: len(session.trace) > 3)
+                engine.close()
             with pytest.raises(SessionStateError, match="closed engine"):
                 await task
             for refused in (session.asend("More."), quiet.arun("More.")):

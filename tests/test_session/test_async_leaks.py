@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from sfi_agent import Session, ToolStart
+from sfi_agent.session.asynchronous.worker_loop import WorkerLoop
 from tests.test_session.async_cases import (
     END,
     collected,
     eventually,
+    no_faster_than,
     no_new_threads,
     run_async,
     until,
@@ -34,6 +36,12 @@ async def read_some(session: Session, events: Any = None, count: int = 5) -> Any
     for _ in range(count):
         await anext(stream)
     return stream
+
+
+def left_by_its_reader(session: Session) -> Callable[[], bool]:
+    """Asks whether nobody reads any more; keeps the session from nothing."""
+    owner = session._owner
+    return lambda: owner._lease is None or owner._lease.leaving
 
 
 async def cancelled_in_a_read(session: Session) -> None:
@@ -119,7 +127,8 @@ ENDS: list[Body] = [
 def test_a_reader_that_disappears_leaves_a_session_that_goes_on(ends: Body) -> None:
     engine = chat_engine()
     with engine.session(TALKS) as session, no_new_threads(engine):
-        asyncio.run(ends(session))
+        with no_faster_than(engine, left_by_its_reader(session), first=6):
+            asyncio.run(ends(session))
         # The next call waits for the step under way, and for nothing else.
         with session._owner.held_for("test"):
             generated = len(session.trace)
@@ -138,10 +147,13 @@ def test_nothing_is_left_of_a_reader_that_disappears(ends: Body) -> None:
     async def body() -> None:
         session = engine.session(TALKS)
         sessions.append(weakref.ref(session))
+        left.append(left_by_its_reader(session))
         await ends(session)
 
+    left: list[Callable[[], bool]] = []
     with no_new_threads(engine):
-        asyncio.run(body())
+        with no_faster_than(engine, lambda: left[0](), first=6):
+            asyncio.run(body())
         KEPT.clear()
 
         def gone() -> bool:
@@ -194,6 +206,19 @@ def test_a_loop_that_is_closed_under_its_stream() -> None:
         require_usable(session, exact=True)
 
 
+def test_a_loop_of_tools_can_be_closed_from_within() -> None:
+    """Garbage collection ends a sync stream wherever it happens to run."""
+    loop = WorkerLoop("tools of nobody")
+
+    async def close() -> threading.Thread:
+        loop.close()
+        return threading.current_thread()
+
+    thread = loop.submit(close()).result(timeout=20)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
 def test_a_dropped_session_ends_with_its_stream() -> None:
     engine = chat_engine()
 
@@ -227,8 +252,13 @@ def test_engines_and_their_threads_are_collected() -> None:
     assert thread is not None and thread.is_alive()
     left = weakref.ref(engine)
     del engine, session
-    gc.collect()
-    assert left() is None
+
+    def gone() -> bool:
+        # The thread may still be at the end of its last round.
+        gc.collect()
+        return left() is None
+
+    until(gone)
     thread.join(timeout=20)
     assert not thread.is_alive()
 
@@ -237,7 +267,7 @@ def test_engines_and_their_threads_are_collected() -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_reader_that_disappears_while_tools_run(kind: str, way: str) -> None:
     engine = chat_engine()
-    released, cancelled = threading.Event(), threading.Event()
+    released, begun, cancelled = threading.Event(), threading.Event(), threading.Event()
 
     async def waits(task: str) -> str:
         """Waits.
@@ -245,6 +275,7 @@ def test_a_reader_that_disappears_while_tools_run(kind: str, way: str) -> None:
         Args:
             task: For what.
         """
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -258,6 +289,7 @@ def test_a_reader_that_disappears_while_tools_run(kind: str, way: str) -> None:
         Args:
             task: For what.
         """
+        begun.set()
         released.wait(timeout=60)
         return "never read"
 
@@ -268,14 +300,14 @@ def test_a_reader_that_disappears_while_tools_run(kind: str, way: str) -> None:
         async for event in events:
             if isinstance(event, ToolStart):
                 break
+        await eventually(begun.is_set)
         return events
 
     async def body(session: Session) -> None:
         with says(engine, call_text(tool.__name__, task="x") + END):
             if way == "cancel the task":
                 task = asyncio.ensure_future(session.arun("Wait."))
-                await eventually(lambda: session._owner._lease and session._owner._lease.resting)
-                await asyncio.sleep(0.02)
+                await eventually(begun.is_set)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
@@ -283,7 +315,7 @@ def test_a_reader_that_disappears_while_tools_run(kind: str, way: str) -> None:
                 if way == "close":
                     session.close()
                 del events
-        await asyncio.sleep(0.05)
+        await eventually(lambda: cancelled.is_set() or kind == "sync")
 
     with engine.session(FULL, tools=[tool]) as session, no_new_threads(engine):
         if way == "loop closed":

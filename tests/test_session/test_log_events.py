@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -69,6 +70,25 @@ def test_turn_finished_has_the_numbers_of_usage(config: SessionConfig) -> None:
             assert entry["session"] == session.id and entry["log_level"] == "info"
             assert entry["seconds"] > 0 and entry["reuse_lost_reason"] is None
             json.dumps(entry)
+
+
+def test_turns_of_a_session_are_counted_whatever_calls_they_belong_to() -> None:
+    engine = chat_engine()
+    with engine.session(DENSE, tools=[add]) as session, capture_logs() as logs:
+        script = [
+            f"One.{END}",
+            call_text("add", left=1, right=2) + END,
+            f"Two.{END}",
+            f"Three.{END}",
+        ]
+        with says(engine, *script):
+            session.send("Hi.")
+            session.run("Add.")
+            asyncio.run(session.asend("Bye."))
+        with session.fork() as child, says(engine, f"Four.{END}"):
+            child.send("Who?")
+        turns = [(e["session"], e["turn"]) for e in logs if e["event"] == "turn_finished"]
+        assert turns == [*((session.id, number) for number in (1, 2, 3, 4)), (child.id, 1)]
 
 
 def test_slow_steps_are_events_with_their_reasons() -> None:

@@ -52,12 +52,16 @@ def test_a_session_runs_them_beside_its_own_tools() -> None:
 
 
 def test_a_slow_tool_is_cut_off_and_the_loop_goes_on(tmp_path: Path) -> None:
-    engine, log = chat_engine(), tmp_path / "log"
-    with McpTools(raw(log), call_timeout_seconds=0.2) as server:
-        with engine.session(FULL, tools=server.tools) as session:
+    engine, log, slow_log = chat_engine(), tmp_path / "log", tmp_path / "slow_log"
+    with (
+        McpTools(raw(log), include=["zeta"]) as server,
+        McpTools(raw(slow_log), include=["silent"], call_timeout_seconds=1.0) as slow_server,
+    ):
+        with engine.session(FULL, tools=[*server.tools, *slow_server.tools]) as session:
             turns = (call_text("silent"), call_text("zeta", text="fine"), "Done.")
             with says(engine, *(f"{turn}{END}" for turn in turns)):
                 assert session.run("Go.").text == "Done."
             answers = [item["content"] for item in session.messages if item["role"] == "tool"]
-    assert "0.2" in answers[0] and answers[1] == "fine"
-    assert log.read_text().split()[1:] == ["cancelled", "ended"]
+    assert "after 1 seconds" in answers[0] and answers[1] == "fine"
+    assert log.read_text().split()[1:] == ["ended"]
+    assert slow_log.read_text().split()[1:] == ["asked", "cancelled", "ended"]

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 
-from sfi_agent import Engine, InputError, Reply, Session, TurnEnd
+from sfi_agent import Engine, InputError, Reply, Session, Tool, TurnEnd
 from sfi_agent.observe import span_names as names
 from sfi_agent.session.reply import sum_replies
 from tests.test_session.conversations import FULL, call_text, chat_engine, says
@@ -75,9 +75,9 @@ def test_a_loop_is_one_tree_below_the_callers_span(way: str) -> None:
 
     host = Host(content=True)
     calls = f"{call_text('find_room', name='Ada')}\n{call_text('wait', name='Bo')}{END}"
-    config = FULL.replace(tools={"timeout_seconds": 0.2})
+    tools: list[Any] = [find_room, Tool(wait, timeout_seconds=0.05)]
     with listening(host) as engine:
-        with engine.session(config, system="Be kind.", tools=[find_room, wait]) as session:
+        with engine.session(FULL, system="Be kind.", tools=tools) as session:
             tracer = host.tracers.get_tracer("program")
             with says(engine, calls, f"Room 12.{END}"):
                 with tracer.start_as_current_span("request") as request:
@@ -105,10 +105,10 @@ def test_a_loop_is_one_tree_below_the_callers_span(way: str) -> None:
         ("stop",),
     ]
     assert names.SYSTEM_INSTRUCTIONS in first and names.SYSTEM_INSTRUCTIONS not in second
-    tools = {span.name: span for span in done if span.name.startswith("execute_tool")}
-    assert set(inside) == {span.context.span_id for span in tools.values() if span.context}
-    assert names.ERROR_TYPE not in attributes(tools["execute_tool find_room"])
-    assert "CancelledError" in attributes(tools["execute_tool wait"])[names.ERROR_TYPE]
+    of_tools = {span.name: span for span in done if span.name.startswith("execute_tool")}
+    assert set(inside) == {span.context.span_id for span in of_tools.values() if span.context}
+    assert names.ERROR_TYPE not in attributes(of_tools["execute_tool find_room"])
+    assert "CancelledError" in attributes(of_tools["execute_tool wait"])[names.ERROR_TYPE]
 
 
 def test_turns_that_fail_and_readers_that_stop() -> None:

@@ -7,8 +7,8 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -97,19 +97,23 @@ def playing(
 def test_calls_of_a_turn_run_side_by_side_and_are_answered_in_order(way: str) -> None:
     rng = random.Random()
     together = threading.Barrier(4)
-    delays = [0.03 * number for number in range(4)]
-    rng.shuffle(delays)
+    order = list(range(4))
+    rng.shuffle(order)
+
+    def its_turn(number: int) -> bool:
+        assert session._chat is not None
+        return len(session._chat._unsent_results) == order.index(number)
 
     def function(number: int) -> Callable[[], Any]:
         def blocks() -> str:
             # Only passes when all of them have begun.
             together.wait(timeout=20)
-            time.sleep(delays[number])
+            until(lambda: its_turn(number))
             return f"result {number}"
 
         async def waits() -> str:
             await asyncio.get_running_loop().run_in_executor(None, together.wait, 20)
-            await asyncio.sleep(delays[number])
+            await eventually(lambda: its_turn(number))
             return f"result {number}"
 
         return rng.choice([blocks, waits])
@@ -123,8 +127,7 @@ def test_calls_of_a_turn_run_side_by_side_and_are_answered_in_order(way: str) ->
         ]
     results = [event.call_id for event in events if isinstance(event, ToolResult)]
     if results:
-        by_delay = sorted(range(4), key=lambda number: delays[number])
-        assert results == [f"call_{number}" for number in by_delay], "events come as tools finish"
+        assert results == [f"call_{number}" for number in order], "events come as tools finish"
         started = [event.call.id for event in events if isinstance(event, ToolStart)]
         assert started == [f"call_{number}" for number in range(4)]
 
@@ -133,19 +136,19 @@ def test_calls_of_a_turn_run_side_by_side_and_are_answered_in_order(way: str) ->
 def test_a_tool_that_runs_alone_waits_and_is_waited_for(way: str) -> None:
     log: list[str] = []
 
-    def noting(name: str, seconds: float) -> Callable[[], str]:
-        def function() -> str:
-            log.append(f"{name} begins")
-            time.sleep(seconds)
-            log.append(f"{name} ends")
-            return name
+    def read() -> str:
+        log.append("read begins")
+        until(lambda: log.count("read begins") > 1)
+        log.append("read ends")
+        return "read"
 
-        return function
+    def write() -> str:
+        log.append("write begins")
+        time.sleep(0.01)
+        log.append("write ends")
+        return "write"
 
-    tools = [
-        tool("read", noting("read", 0.03)),
-        tool("write", noting("write", 0.01), parallel=False),
-    ]
+    tools = [tool("read", read), tool("write", write, parallel=False)]
     names = ("read", "read", "write", "write", "read")
     config = DENSE.replace(sampling={"max_new_tokens": 200})
     with playing(chat_engine(), tools, turn(*names), f"Done.{END}", config=config) as session:
@@ -259,7 +262,7 @@ def test_a_tool_over_its_time_is_an_error_that_the_model_reads(way: str) -> None
     with playing(chat_engine(), tools, turn(*names), f"Oh.{END}", config=config) as session:
         started = time.monotonic()
         events = play(way, session)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
         assert (last_reply(events).text, last_reply(events).finish_reason) == ("Oh.", "stop")
         contents = [content for _, content in tool_messages(session)]
         # While the one that nobody can stop still runs.
@@ -284,7 +287,7 @@ def test_a_tool_that_refuses_to_be_cancelled_is_left_behind() -> None:
     async def body(session: Session) -> None:
         started = time.monotonic()
         reply = await session.arun("Work.")
-        assert reply.text == "Oh." and time.monotonic() - started < 5
+        assert reply.text == "Oh." and time.monotonic() - started < 20
         assert log == ["held on"]
         released.set()
         await eventually(lambda: len(asyncio.all_tasks()) <= 1)
@@ -295,14 +298,30 @@ def test_a_tool_that_refuses_to_be_cancelled_is_left_behind() -> None:
         assert "holds_on was stopped after 0.02 seconds" in content
 
 
+@contextmanager
+def time_is_short_for_tools(session: Session) -> Iterator[None]:
+    """However long the machine takes for the turn before them."""
+    tools: Any = session._chat.tools  # type: ignore[union-attr]
+    prepare = tools.prepare
+
+    def prepare_in_a_hurry(call: ToolCall) -> Any:
+        session._cancelled._deadline = time.monotonic() + 0.2
+        return prepare(call)
+
+    tools.prepare = prepare_in_a_hurry
+    try:
+        yield
+    finally:
+        del tools.prepare
+
+
 @WAYS
 def test_time_for_the_call_ends_its_tools(way: str) -> None:
     released, log = threading.Event(), list[str]()
     tools = hanging(released, log)[:2]
     with playing(chat_engine(), tools, turn("blocks", "waits")) as session:
-        started = time.monotonic()
-        events = play(way, session, timeout_seconds=0.5)
-        assert time.monotonic() - started < 5
+        with time_is_short_for_tools(session):
+            events = play(way, session, timeout_seconds=60)
         reply = last_reply(events)
         assert (reply.finish_reason, reply.cancelled_by) == ("cancelled", "timeout")
         released.set()
@@ -357,7 +376,7 @@ def test_cancel_in_a_tool_ends_the_run_at_once(way: str) -> None:
             events = play(way, session)
         ended = time.monotonic()
         thread.join()
-        assert ended - cancelled_at[0] < 2.0
+        assert ended - cancelled_at[0] < 10
         reply = last_reply(events)
         assert (reply.finish_reason, reply.cancelled_by) == ("cancelled", "caller")
         assert len(session.token_ids) - session.stats.history_tokens in {0, 1}
@@ -440,6 +459,23 @@ def test_an_approval_that_goes_wrong_reaches_the_caller_before_any_tool_runs(
         require_usable(session, exact=True)
 
 
+@pytest.mark.parametrize("way", ["arun", "astream"])
+def test_an_approval_that_runs_out_of_answers_is_no_end_of_the_stream(way: str) -> None:
+    """`anext` without a default raises what ends every `async for`."""
+    engine = chat_engine()
+
+    async def answers() -> AsyncIterator[bool]:
+        return
+        yield True
+
+    given = answers()
+    with engine.session(DENSE, tools=[tool("work", lambda: 1)]) as session:
+        with says(engine, turn("work")), pytest.raises(RuntimeError) as caught:
+            play(way, session, approve=lambda call: anext(given))
+        assert isinstance(caught.value.__cause__, StopAsyncIteration)
+        require_usable(session, exact=True)
+
+
 def test_a_sync_caller_is_asked_in_its_own_thread() -> None:
     asked_in: list[threading.Thread] = []
 
@@ -468,8 +504,9 @@ def test_waiting_for_an_approval_can_be_cancelled(by: str) -> None:
 
     with engine.session(DENSE, tools=[tool("work", lambda: 1)]) as session:
         for way in ("run", "arun"):
-            with says(engine, turn("work")):
-                reply = play(way, session, approve=approve, timeout_seconds=0.8)[0]
+            short = time_is_short_for_tools(session) if by == "timeout" else nullcontext()
+            with says(engine, turn("work")), short:
+                reply = play(way, session, approve=approve, timeout_seconds=60)[0]
             expected = "caller" if by == "cancel" else "timeout"
             assert (reply.finish_reason, reply.cancelled_by) == ("cancelled", expected)
             until(lambda: ended)
@@ -558,8 +595,8 @@ def test_the_loop_waits_for_those_who_look() -> None:
         before = len(session.token_ids)
         await asyncio.sleep(0.1)
         # Another session goes on meanwhile: nobody waits on the engine's thread.
-        with engine.session(DENSE) as other:
-            assert len((await other.asend("Hi.", timeout_seconds=0.2)).steps) > 0
+        with engine.session(DENSE.replace(sampling={"max_new_tokens": 3})) as other:
+            assert len((await other.asend("Hi.")).steps) > 0
         assert len(session.token_ids) == before and not task.done()
         go_on.set()
         await task

@@ -19,6 +19,7 @@ from sfi_agent.engine.requests import DenseStep
 from sfi_agent.errors import SessionStateError, explain
 from sfi_agent.session.asynchronous.lane import Lane
 from sfi_agent.session.asynchronous.prefill_pieces import is_prefill, process_piece
+from sfi_agent.session.asynchronous.shared_steps import execute_shared
 
 __all__ = ["EngineThread"]
 
@@ -143,17 +144,19 @@ class _Wheel:
             self._prefill(min(prefills, key=lambda lane: lane.asked_at))
 
     def _step(self, group: Sequence[Lane], waiting: int) -> None:
-        """Execute a step of each in one go. What it raises ends all of them: each sequence is
-        between two of its steps then, but not where its turn could go on."""
+        """Execute a step of each in one go. What one of them raises ends that one."""
         requests = [lane.request for lane in group if lane.request is not None]
         try:
-            outcomes = group[0].runner.execute(requests, len(self._lanes), waiting)
+            results = execute_shared(group[0].runner, requests, len(self._lanes), waiting)
         except BaseException as error:
             for lane in group:
                 lane.end(error)
             return
-        for lane, outcome in zip(group, outcomes, strict=True):
-            lane.advance(outcome, self._tick)
+        for lane, result in zip(group, results, strict=True):
+            if isinstance(result, BaseException):
+                lane.end(result)
+            else:
+                lane.advance(result, self._tick)
 
     def _prefill(self, lane: Lane) -> None:
         assert isinstance(lane.request, DenseStep)

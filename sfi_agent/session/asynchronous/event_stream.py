@@ -37,6 +37,7 @@ class AsyncCall:
         runner: Executes steps.
         thread: Where they are executed.
         shares_steps: See `Lane`.
+        takes_blocks: See `Lane`.
         ends_only: See `Lane`.
     """
 
@@ -46,6 +47,7 @@ class AsyncCall:
     runner: Runner
     thread: EngineThread
     shares_steps: bool
+    takes_blocks: bool
     ends_only: bool
 
 
@@ -129,6 +131,7 @@ class EventStream:
                 asyncio.get_running_loop(),
                 ends_only=call.ends_only,
                 shares_steps=call.shares_steps,
+                takes_blocks=call.takes_blocks,
                 note_failure=call.host.spans.note_failure,
             )
             call.thread.add(lane)
@@ -150,6 +153,9 @@ class EventStream:
                 lane.tools = lane.loop.create_task(work)
             elif isinstance(item, Ended):
                 self._leave()
+                if isinstance(item.error, StopAsyncIteration):
+                    # As it is, it would look like the end of the stream.
+                    raise RuntimeError("the turn raised StopAsyncIteration") from item.error
                 if item.error is not None:
                     raise item.error
                 raise StopAsyncIteration

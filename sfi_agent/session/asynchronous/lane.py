@@ -11,6 +11,7 @@ from typing import Any
 from sfi_agent.engine.requests import BlockStep, DenseStep, FastStep, RefreshStep, StepRequest
 from sfi_agent.engine.runner import Runner
 from sfi_agent.session.asynchronous.channel import Channel, Ended, ReaderGone
+from sfi_agent.session.asynchronous.shared_steps import may_share
 from sfi_agent.session.asynchronous.worker_loop import Outcome, run_in_thread
 from sfi_agent.session.events import Event, TurnEnd
 from sfi_agent.session.ownership import Lease
@@ -31,6 +32,8 @@ class Lane:
         ends_only: Whether the reader wants to hear of the ends of turns alone.
         shares_steps: Whether steps may be executed together with those of other sessions: not
             where code from elsewhere, which may raise, runs inside them.
+        takes_blocks: Whether the policy makes blocks of segments, so that others' blocks may wait
+            for those.
         note_failure: Told the error because of which the turns are about to be closed.
 
     Attributes:
@@ -51,6 +54,7 @@ class Lane:
         *,
         ends_only: bool,
         shares_steps: bool,
+        takes_blocks: bool,
         note_failure: Callable[[BaseException], None],
     ) -> None:
         self.runner = runner
@@ -61,6 +65,7 @@ class Lane:
         self.ended.set_running_or_notify_cancel()
         self.request: StepRequest | None = None
         self.asked_at = 0
+        self.takes_blocks = takes_blocks
         self.tools: asyncio.Task[None] | None = None
         self.post: Callable[[str, Any], None] = lambda kind, value: None
         self._moves = moves
@@ -104,8 +109,8 @@ class Lane:
     @property
     def shares_step(self) -> bool:
         """Whether the step that is waited for may be executed together with others."""
-        watched = isinstance(self.request, FastStep) and self.request.on_fast_attention is not None
-        return self._shares_steps and not watched and not self.runner.check_numbers
+        safe = self._shares_steps and not self.runner.check_numbers
+        return safe and self.request is not None and may_share(self.request)
 
     def advance(self, answer: Any, tick: int) -> None:
         """Take the turns to the next place where they wait, or to their end."""

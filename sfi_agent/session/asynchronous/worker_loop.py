@@ -103,9 +103,11 @@ class WorkerLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """End what still runs, the loop and its thread."""
+        """End what still runs, the loop and its thread; the thread itself may call it, in which
+        garbage collection happens as well."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(4 * GRACE_SECONDS)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(4 * GRACE_SECONDS)
 
     def _run(self) -> None:
         loop = self._loop

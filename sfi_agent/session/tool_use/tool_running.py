@@ -142,7 +142,8 @@ class _Running:
                 finished = [task for task in calls if task in done]
                 self._settle([(calls.pop(task), task.result()) for task in finished])
                 self._require_going_on()
-                for task in [task for task in calls if loop.time() >= ends[task]]:
+                now = loop.time()
+                for task in sorted((t for t in calls if now >= ends[t]), key=ends.__getitem__):
                     late.add(task)
                     self._finish(self._too_late(calls.pop(task)))
                     task.cancel()
