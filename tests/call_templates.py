@@ -113,6 +113,31 @@ CALL_TEMPLATES: dict[str, CallTemplate] = {
         "mistral",
         "[TOOL_CALLS]",
     ),
+    "braces": _template(
+        "{%- macro written(value) -%}"
+        '{%- if value is string -%}<|"|>{{ value }}<|"|>'
+        "{%- elif value is mapping -%}{{ '{' }}"
+        "{%- for key, item in value | dictsort -%}"
+        "{{ key }}:{{ written(item) }}{{ ',' if not loop.last }}{%- endfor -%}{{ '}' }}"
+        "{%- elif value is iterable -%}["
+        "{%- for item in value -%}{{ written(item) }}{{ ',' if not loop.last }}{%- endfor -%}]"
+        "{%- else -%}{{ value | tojson }}{%- endif -%}"
+        "{%- endmacro -%}"
+        "{%- for call in message.tool_calls -%}"
+        "<|tool_call>call:{{ call.function.name }}{{ written(call.function.arguments) }}"
+        "<tool_call|>{%- endfor -%}",
+        "gemma",
+        *("<|tool_call>", "<tool_call|>", '<|"|>'),
+    ),
+    "Python": _template(
+        "<|tool_call_start|>["
+        "{%- for call in message.tool_calls -%}{{ call.function.name }}("
+        "{%- for key, value in call.function.arguments.items() -%}"
+        "{{ key }}={{ value | tojson }}{{ ', ' if not loop.last }}{%- endfor -%}"
+        "){{ ', ' if not loop.last }}{%- endfor -%}]<|tool_call_end|>",
+        "pythonic",
+        *("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
     "JSON behind a tag": _template(
         "<|tool_call|>[{%- for call in message.tool_calls -%}"
         '{"name": "{{ call.function.name }}", "arguments": '

@@ -44,6 +44,8 @@ OPENINGS: dict[str, str] = {
     "minimax": "<invoke name=",
     "mistral, named": "[TOOL_CALLS]",
     "mistral, list": "[TOOL_CALLS]",
+    "braces": "<|tool_call>",
+    "Python": "<|tool_call_start|>",
     "JSON behind a tag": "<|tool_call|>",
     "JSON between tags": "<function_call>",
     "harmony": "<|channel|>commentary to=",

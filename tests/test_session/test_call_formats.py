@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -203,6 +204,40 @@ def test_damaged_calls_are_data(name: str, data: st.DataObject) -> None:
     for call in parsed.calls:
         assert isinstance(call.arguments, dict)
         assert call.error is None or (call.arguments == {} and len(call.error) > 5)
+
+
+odd_pieces = st.sampled_from(
+    [
+        '{"name": "note_it", "arguments": {"text": "x"}}',
+        '{"name": "note_it", "parameters": {}}',
+        *"\"'\\{}[](),:= \n\0\u2028",
+        *("note_it", "text", "Hello.", "None", "true", "NaN", "1e999", "9" * 5000, r"\ud800"),
+        *("```json\n", "```", "<think>", "</think>", "call:", "to=", "functions.", "<arg_key>"),
+        *("<function=note_it>", "</function>", "<parameter=text>", "</parameter>"),
+        *("[" * 300, '{"text":' * 200),
+    ]
+)
+
+
+@pytest.mark.parametrize("name", named(DISTINCT))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
+@given(data=st.data())
+def test_whatever_is_written_reads_the_same_in_any_cuts(name: str, data: st.DataObject) -> None:
+    made = writer(name)
+    written, _ = written_calls(made, name)
+    tags = list(made.format.call_style.tags) or ["<|channel|>", "<|message|>", "<|end|>"]
+    starts = range(0, len(written.text), 7)
+    parts = st.sampled_from([written.text[start : start + 20] for start in starts])
+    pieces = data.draw(st.lists(odd_pieces | parts | st.sampled_from(tags), max_size=12))
+    text = "".join(pieces)
+    events, parsed = read(made, written.prompt, (text,))
+    require_consistent(events, parsed)
+    for call in parsed.calls:
+        assert call.error is None or (call.arguments == {} and len(call.error) > 5)
+        json.dumps(call.arguments, allow_nan=False, ensure_ascii=False).encode()
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    ends = zip([0, *cuts], [*cuts, len(text)], strict=True)
+    assert read(made, written.prompt, tuple(text[a:b] for a, b in ends))[1] == parsed
 
 
 @pytest.mark.parametrize("name", named(DISTINCT))

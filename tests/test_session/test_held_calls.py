@@ -39,6 +39,7 @@ from tests.test_session.call_cases import (
     recording_tool,
     short_policy,
 )
+from tests.test_session.published_chats import named, published_engine
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -94,6 +95,16 @@ def test_random_weights_write_valid_calls(name: str) -> None:
         seed=st.integers(0, 2**32),
     )(check)
     assert not all(cut)
+
+
+@pytest.mark.parametrize("name", named(["gemma4_v5", "lfm2_v2", "lfm2_2_5_v2"]))
+def test_calls_of_published_templates_are_held_in_notations_of_their_own(name: str) -> None:
+    engine = published_engine(name)
+    opening = "<|tool_call>" if name.startswith("gemma") else "<|tool_call_start|>"
+    config = short_policy(sampling={"temperature": 0.0, "max_new_tokens": 300})
+    with engine.session(config, tools=[search_tool()]) as session, Nudge(engine, opening):
+        reply = session.send("Go.")
+    require_valid(reply.tool_calls, {"search": SCHEMA})
 
 
 def test_a_tool_loop_of_random_weights_runs_and_its_ids_stay_verbatim() -> None:
@@ -196,7 +207,7 @@ def _begun(engine: Engine, name: str, **overrides: Any) -> tuple[Session, int]:
 
 
 @pytest.mark.parametrize("slow_step", ["observe", "rectify", "verify"])
-@pytest.mark.parametrize("name", ["CHATML", "LLAMA", "glm"])
+@pytest.mark.parametrize("name", ["CHATML", "LLAMA", "glm", "braces", "Python"])
 def test_a_call_goes_on_over_decodings_forks_and_rewinds(name: str, slow_step: Any) -> None:
     engine = call_engine(name)
     assert engine.tokenizer is not None
@@ -253,8 +264,9 @@ def test_programs_and_batches_hold_calls_too(name: str) -> None:
 # ---------------------------------------------------------------- the matcher
 
 
-def test_a_matcher_that_was_rolled_back_equals_one_that_never_went_there() -> None:
-    engine, lots = call_engine("CHATML"), random.Random(4)
+@pytest.mark.parametrize("name", ["CHATML", "braces", "Python"])
+def test_a_matcher_that_was_rolled_back_equals_one_that_never_went_there(name: str) -> None:
+    engine, lots = call_engine(name), random.Random(4)
     with engine.session(short_policy(), tools=[search_tool()]) as session:
         watch: Any = session._core.make_watch and session._core.make_watch([])
         held: Any = watch._held_calls
@@ -296,18 +308,11 @@ def test_without_tools_there_is_nothing_to_hold() -> None:
         session.fork(short_policy())
 
 
-@pytest.mark.parametrize("name", ["pythonic", "gemma", "recipients"])
-def test_a_format_without_a_grammar_is_refused(name: str) -> None:
+def test_a_format_without_a_grammar_is_refused() -> None:
+    from tests import chat_templates
     from tests.tiny_tokenizers import chatml_tokenizer
 
-    marks = {
-        "pythonic": "<|tool_call_start|>[f(a=1)]<|tool_call_end|>",
-        "gemma": "<|tool_call>call:f{a:1}<tool_call|>",
-        "recipients": "to=self<|message|>",
-    }
-    from tests import chat_templates
-
-    source = chat_templates.CHATML + "{#" + marks[name] + "#}"
+    source = chat_templates.CHATML + "{#to=self<|message|>#}"
     engine = Engine(call_engine("CHATML").model, chatml_tokenizer(source))
     with engine.session(SessionConfig(), tools=[search_tool()]):
         pass

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
-from sfi_agent.session.tool_use.json_schema import check_arguments
+from sfi_agent.session.tool_use.json_schema import check_arguments, same_json
 
 
-def check(value: Any, schema: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+def check(value: Any, schema: Any) -> tuple[Any, tuple[str, ...]]:
     ready, problems = check_arguments({"x": value}, {"type": "object", "properties": {"x": schema}})
     return ready.get("x"), problems
 
@@ -161,3 +164,58 @@ def test_a_schema_that_never_ends_is_a_problem_and_no_crash() -> None:
         "$defs": {"A": {"allOf": [{"$ref": "#/$defs/A"}]}},
     }
     assert check_arguments({"x": 1}, schema)[1] == ("The arguments are nested too deeply.",)
+
+
+# ---------------------------------------------------------------- as JSON schema has it
+
+_atoms = st.sampled_from([None, False, True, 0, 1, 2, 0.0, 1.0, 1.5, 2**70, "", "1", "true", "é"])
+json_values: st.SearchStrategy[Any] = st.recursive(
+    _atoms,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=json_values, others=st.lists(json_values, min_size=1, max_size=3))
+def test_values_are_the_same_where_json_schema_says_so(value: Any, others: list[Any]) -> None:
+    for schema in ({"enum": others}, {"const": others[0]}, {"uniqueItems": True}):
+        instance = [value, *others] if "uniqueItems" in schema else value
+        valid = Draft202012Validator(schema).is_valid(instance)
+        assert (check(instance, schema)[1] == ()) == valid
+    assert same_json(value, others[0]) == same_json(others[0], value)
+
+
+_schemas: st.SearchStrategy[Any] = st.recursive(
+    st.sampled_from(
+        [
+            *(True, False, {}, {"type": "integer"}, {"type": ["string", "null"]}, {"minimum": 1}),
+            *({"maxLength": 1}, {"enum": [1, "1"]}, {"const": True}, {"pattern": "^t"}),
+        ]
+    ),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"anyOf": st.lists(inner, min_size=1, max_size=2)}),
+        st.fixed_dictionaries({"allOf": st.lists(inner, min_size=1, max_size=2)}),
+        st.fixed_dictionaries(
+            {"items": inner}, optional={"prefixItems": st.lists(inner, min_size=1, max_size=2)}
+        ),
+        st.fixed_dictionaries(
+            {"properties": st.dictionaries(st.sampled_from("ab"), inner)},
+            optional={"additionalProperties": inner, "required": st.just(["a"])},
+        ),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(value=json_values, schema=_schemas)
+def test_the_check_agrees_with_json_schema(value: Any, schema: Any) -> None:
+    valid = Draft202012Validator(schema).is_valid(value)
+    assert (check(value, schema)[1] == ()) == valid
+
+
+@pytest.mark.parametrize("schema", [{"type": "array", "items": {}}, {"anyOf": [{"type": "array"}]}])
+def test_null_passes_where_it_is_allowed_beside_anything(schema: dict[str, Any]) -> None:
+    assert check(None, {**schema, "nullable": True}) == (None, ())
+    assert check(None, schema)[1]

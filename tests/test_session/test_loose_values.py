@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sfi_agent.session.output.argument_text import value_of_text
 from sfi_agent.session.output.loose_values import LooseReader, LooseSyntaxError, UnterminatedString
+from sfi_agent.session.tool_use.json_schema import without_references
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)
@@ -81,7 +82,7 @@ def test_what_models_write(text: str, value: Any) -> None:
     assert LooseReader(text).value() == value
 
 
-@pytest.mark.parametrize("text", ["word", "a.b", "1.2.3", "{1}", "{: 1}", "[1 2]", "{a: 1, a: 2}"])
+@pytest.mark.parametrize("text", ["word", "a.b", "1.2.3", "{1}", "{: 1}", "[1 2]"])
 def test_what_is_no_value_is_refused(text: str) -> None:
     with pytest.raises(LooseSyntaxError) as caught:
         LooseReader(text).value()
@@ -92,6 +93,27 @@ def test_what_is_no_value_is_refused(text: str) -> None:
 def test_what_ends_too_early_is_told_apart(text: str) -> None:
     with pytest.raises(UnterminatedString):
         LooseReader(text, "<q>").value()
+
+
+def test_a_name_given_twice_counts_only_deep_inside() -> None:
+    with pytest.raises(LooseSyntaxError, match="given twice"):
+        LooseReader("a=1, a=2)").pairs("=", ")")
+    assert LooseReader("a={b: 1, b: 2})").pairs("=", ")") == {"a": {"b": 2}}
+
+
+@given(text=st.text("ab'\"\n ,", max_size=12), quote=st.sampled_from("'\""))
+def test_three_quotes_hold_anything_but_themselves(text: str, quote: str) -> None:
+    tripled = quote * 3
+    if tripled in f"{text}{quote}":
+        return
+    reader = LooseReader(f"[{tripled}{text}{tripled}, 1]")
+    assert reader.value() == [text, 1]
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-inf"])
+def test_numbers_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(LooseSyntaxError, match="no value"):
+        LooseReader(text).value()
 
 
 def test_deep_nesting_is_refused_and_no_crash() -> None:
@@ -127,7 +149,29 @@ def test_bare_texts_become_what_the_schema_says(value: Any) -> None:
         ("2", {"const": 2}, 2),
         ("two", {"type": "integer"}, "two"),
         ("[1", {"type": "array"}, "[1"),
+        ("3", {"allOf": [{"type": "integer"}]}, 3),
+        ("3", True, "3"),
+        ("3", {"type": "integer", "anyOf": [{"minimum": 9}, {"enum": [3, "a"]}]}, 3),
+        ("3", {"type": ["integer", "string"], "enum": [3, 4]}, 3),
+        ("3", {"anyOf": [True, {"type": "integer"}]}, 3),
     ],
 )
 def test_alternatives_and_what_cannot_be_read(text: str, schema: Any, value: Any) -> None:
     assert value_of_text(text, schema) == value
+
+
+def test_references_to_definitions_say_what_a_bare_text_is() -> None:
+    tree: dict[str, Any] = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}
+    circle = {"anyOf": [{"$ref": "#/$defs/circle"}, {"type": "integer"}]}
+    whole = {
+        "properties": {
+            "count": {"$ref": "#/$defs/count", "description": "How many."},
+            "tree": {"$ref": "#/$defs/tree"},
+            "circle": {"$ref": "#/$defs/circle"},
+        },
+        "$defs": {"count": {"type": "integer"}, "tree": tree, "circle": circle},
+    }
+    properties = without_references(whole)["properties"]
+    assert value_of_text("3", properties["count"]) == 3
+    assert value_of_text('{"next": {}}', properties["tree"]) == {"next": {}}
+    assert value_of_text("3", properties["circle"]) == 3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import pytest
 
 from sfi_agent.session.output.call_styles import detect_call_format
 from sfi_agent.session.output.json_bodies import json_calls, llama_calls, mistral_calls
+from sfi_agent.session.output.loose_values import LooseReader
 from sfi_agent.session.output.tool_calls import RawCall, calls_in_value
 from tests import chat_templates
 
@@ -154,3 +157,57 @@ def test_broken_mistral_calls_keep_the_good_ones(body: str, names: list[str]) ->
 def test_values_that_are_no_calls() -> None:
     assert calls_in_value([1], "[1]")[0].error is not None
     assert calls_in_value({"function": "f", "arguments": {}}, "")[0].name == "f"
+
+
+# ---------------------------------------------------------------- what JSON cannot say
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": [-Infinity]}', "-Infinity is no number"),
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        ('{"a": 1,}', "broken at character"),
+        ("{'a': 1}", "broken at character"),
+        ('{"a": ' + "9" * 5000 + "}", "limit"),
+        ('"NaN"', "no number"),
+    ],
+)
+def test_what_json_cannot_say_is_told_to_the_model(arguments: str, says: str) -> None:
+    hermes = json_calls(f'{{"name": "f", "arguments": {arguments}}}', True, {})
+    for calls in (hermes, mistral_calls(f"f[ARGS]{arguments}") if arguments[0] == "{" else hermes):
+        assert [item.name for item in calls] == ["f"]
+        assert calls[0].error is not None and says in calls[0].error
+
+
+@pytest.mark.parametrize("text", ["1e999", "-2E+8101201", "9" * 400 + ".5"])
+def test_numbers_beyond_all_floats_are_the_largest(text: str) -> None:
+    (call,) = json_calls(f'{{"name": "f", "arguments": {{"a": {text}}}}}', True, {})
+    assert call.arguments == {"a": math.copysign(sys.float_info.max, float(text))}
+    assert LooseReader(text).value() == call.arguments["a"]
+
+
+def test_halves_of_characters_are_replaced() -> None:
+    body = r'{"name": "f", "arguments": {"\ud83d": ["\ud83d\ude00", "a\udc00b", "\u00e9"]}}'
+    (call,) = json_calls(body, True, {})
+    assert call.arguments == {"\ufffd": ["\U0001f600", "a\ufffdb", "é"]}
+    assert json_calls(r'{"name": "\ud83d"}', True, {})[0].name == "\ufffd"
+
+
+def test_several_calls_in_one_body() -> None:
+    call = '{"name": "f", "arguments": {"a": "}\\n{"}}'
+    assert brief(json_calls(f"{call}\n{call}\n\n{call}", True, {})) == [("f", {"a": "}\n{"})] * 3
+    raw = [item.raw_text for item in json_calls(f"{call} \n {call}", True, {})]
+    assert raw == [call, call]
+    # One of them is cut off or no call: none is certain.
+    for body in (f"{call}\n{call[:-1]}", f"{call}{call}", f"{call}\nand text", f"{call}\n"):
+        calls = json_calls(body, True, {})
+        assert len(calls) == 1 and (calls[0].error is None) == (body == f"{call}\n")
+
+
+@pytest.mark.parametrize("key", ["args", "input", "a"])
+def test_arguments_under_an_unknown_key_are_no_call_without_arguments(key: str) -> None:
+    ((name, error),) = brief(calls_in_value({"name": "f", key: {"a": 1}}, ""))
+    assert name == "f" and f"it has no \"arguments\", but '{key}'" in error
+    assert brief(calls_in_value({"name": "f", "id": "x", "type": "function"}, "")) == [("f", {})]

@@ -2,7 +2,7 @@
 
 Arguments in JSON are xgrammar's own business. Where every argument has a tag of its own, xgrammar
 lets blanks stand around bare texts, which readers take for a part of them; so these are put
-together here.
+together here, and so are notations that xgrammar does not know.
 """
 
 from __future__ import annotations
@@ -10,26 +10,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
+from sfi_agent.session.grammar.bare_texts import BARRED_IN_BARE_TEXT, bare_text_format, is_text
 from sfi_agent.session.grammar.call_forms import ArgumentStyle
-
-__all__ = [
-    "Format",
-    "argument_format",
-    "argument_markup",
-    "keywords_not_held",
-    "pattern_format",
-    "sequence_format",
-]
-
-Format: TypeAlias = dict[str, Any]
-
-_SHARED_DEFINITIONS = ("$defs", "definitions")
-_LENGTH_KEYS = frozenset({"minLength", "maxLength"})
-_NOT_HELD = frozenset(
-    {"not", "if", "contains", "dependentRequired", "dependentSchemas", "unevaluatedProperties"}
+from sfi_agent.session.grammar.grammar_formats import (
+    Format,
+    json_format,
+    optional_format,
+    pattern_format,
+    sequence_format,
 )
+from sfi_agent.session.grammar.held_schema import SchemaReduction
+from sfi_agent.session.grammar.loose_formats import LooseFormats
+from sfi_agent.session.grammar.loose_notations import DELIMITER, BracedNotation, PythonNotation
+from sfi_agent.session.grammar.text_patterns import CONTROLS
+
+__all__ = ["HeldArguments", "argument_markup", "held_arguments"]
+
+_BARRED_IN_JSON = '"\\' + CONTROLS
+_LENGTH_KEYS = frozenset({"minLength", "maxLength"})
+
+
+@dataclass(frozen=True, slots=True)
+class HeldArguments:
+    """All arguments of a call.
+
+    Attributes:
+        format: How they are written.
+        not_held: Keywords of their schema that this does not enforce: values may break them.
+    """
+
+    format: Format
+    not_held: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,8 @@ _TAGS: Mapping[ArgumentStyle, _Tags] = {
 
 def argument_markup(style: ArgumentStyle) -> frozenset[bytes]:
     """Tags of the arguments, which tokens may be."""
+    if style == "braces":
+        return frozenset({DELIMITER.encode()})
     tags = _TAGS.get(style)
     if tags is None:
         return frozenset()
@@ -79,9 +94,9 @@ def argument_markup(style: ArgumentStyle) -> frozenset[bytes]:
     return frozenset(tag.encode() for tag in re.findall(r"<[^<>]*>", joined))
 
 
-def argument_format(
+def held_arguments(
     style: ArgumentStyle, schema: Mapping[str, Any], excluded: Sequence[str]
-) -> Format:
+) -> HeldArguments:
     """All arguments of a call.
 
     Args:
@@ -89,43 +104,80 @@ def argument_format(
         schema: Their JSON schema, an object's.
         excluded: What no text in them may hold; not heeded in JSON whose texts have lengths.
     """
+    definitions = {**(schema.get("definitions") or {}), **(schema.get("$defs") or {})}
     if style == "json":
-        return _json(schema, () if _has_lengths(schema) else excluded)
-    tags = _TAGS[style]
-    required = frozenset(schema.get("required") or ())
-    arguments: list[Format] = []
-    for key, value in (schema.get("properties") or {}).items():
-        shared = {name: schema[name] for name in _SHARED_DEFINITIONS if name in schema}
-        one = _argument(tags, key, value, shared, excluded)
-        one = sequence_format([one, pattern_format(r"\n?")])
-        arguments.append(one if key in required else {"type": "optional", "content": one})
-    return sequence_format(arguments)
+        reduction = SchemaReduction(definitions, _BARRED_IN_JSON)
+        whole = reduction.reduced(schema)
+        whole |= reduction.definitions_of(whole)
+        return HeldArguments(_json(whole, excluded), frozenset(reduction.not_held))
+    if style in ("python", "braces"):
+        return _loose(style, schema, definitions, excluded)
+    return _tagged_arguments(_TAGS[style], schema, definitions, excluded)
 
 
-def sequence_format(elements: Sequence[Format]) -> Format:
-    """One after the other; empty elements are left out."""
-    present = [element for element in elements if element]
-    return {"type": "sequence", "elements": present} if present else {}
-
-
-def pattern_format(pattern: str) -> Format:
-    """A regular expression; empty where it is."""
-    return {"type": "regex", "pattern": pattern} if pattern else {}
-
-
-def _argument(
-    tags: _Tags,
-    key: str,
+def _loose(
+    style: ArgumentStyle,
     schema: Mapping[str, Any],
-    shared: Mapping[str, Any],
+    definitions: Mapping[str, Any],
     excluded: Sequence[str],
-) -> Format:
-    if not is_text(schema):
-        content = _json({**shared, **schema}, ())
-        blank = pattern_format(r"[ \n]?")
-        inside = sequence_format([blank, content, blank])
-        return _tagged(tags.value_open, key, inside, tags.value_close)
-    return _tagged(tags.text_open, key, _text(schema, [tags.markup, *excluded]), tags.text_close)
+) -> HeldArguments:
+    # Where a closing ends the call inside a text too, no text holds its first letter.
+    python = PythonNotation("".join(text[0] for text in excluded))
+    notation = python if style == "python" else BracedNotation(excluded)
+    reduction = SchemaReduction(definitions, notation.barred)
+    properties, required = _properties(schema, reduction)
+    reduced = {name: reduction.reduced(one) for name, one in properties.items()}
+    found = LooseFormats(notation, reduction).arguments(reduced, required)
+    return HeldArguments(found, frozenset(reduction.not_held))
+
+
+def _tagged_arguments(
+    tags: _Tags,
+    schema: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    excluded: Sequence[str],
+) -> HeldArguments:
+    whole = SchemaReduction(definitions, "")
+    properties, required = _properties(schema, whole)
+    arguments: list[Format] = []
+    not_held = set(whole.not_held)
+    for key, value in properties.items():
+        texts = SchemaReduction(definitions, BARRED_IN_BARE_TEXT)
+        found = texts.reduced(value)
+        if is_text(found, texts):
+            content = bare_text_format(found, texts, [tags.markup, *excluded])
+            one = _tagged(tags.text_open, key, content, tags.text_close)
+            not_held |= texts.not_held
+        else:
+            values = SchemaReduction(definitions, _BARRED_IN_JSON)
+            found = values.reduced(value)
+            blank = pattern_format(r"[ \n]?")
+            content = _json(found | values.definitions_of(found), ())
+            inside = sequence_format([blank, content, blank])
+            one = _tagged(tags.value_open, key, inside, tags.value_close)
+            not_held |= values.not_held
+        one = sequence_format([one, pattern_format(r"\n?")])
+        arguments.append(one if key in required else optional_format(one))
+    return HeldArguments(sequence_format(arguments), frozenset(not_held))
+
+
+def _properties(
+    schema: Mapping[str, Any], reduction: SchemaReduction
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of a call one by one, and which of them must be there. False says in place of
+    a schema that there is none."""
+    alternatives = reduction.alternatives(schema)
+    if len(alternatives) == 1:
+        whole = alternatives[0]
+    else:
+        # Which arguments go together cannot be said where they are written one by one.
+        reduction.not_held |= {"anyOf", "oneOf", "allOf"} & schema.keys()
+        whole = {key: schema[key] for key in ("properties", "required") if key in schema}
+    properties = dict(whole.get("properties") or {})
+    return (
+        {name: one for name, one in properties.items() if one is not False},
+        [name for name in whole.get("required") or () if name in properties],
+    )
 
 
 def _tagged(opening: str, key: str, content: Format, closing: str) -> Format:
@@ -133,41 +185,8 @@ def _tagged(opening: str, key: str, content: Format, closing: str) -> Format:
     return {"type": "tag", "begin": begin, "content": content, "end": closing}
 
 
-def is_text(schema: Mapping[str, Any]) -> bool:
-    """Whether readers take an argument of this schema for bare text: wherever it may be one, or
-    where no type is named."""
-    declared = schema.get("type")
-    types = {declared} if isinstance(declared, str) else set(declared or ())
-    choices = [*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())]
-    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    if types or not (choices or values):
-        return "string" in types or not (types or choices)
-    return any(isinstance(value, str) for value in values) or any(map(is_text, choices))
-
-
-def _text(schema: Mapping[str, Any], excluded: Sequence[str]) -> Format:
-    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
-    texts = [value for value in values if isinstance(value, str)]
-    if texts:
-        return {"type": "or", "elements": [_constant(text) for text in texts]}
-    if "pattern" in schema:
-        return pattern_format(schema["pattern"].removeprefix("^").removesuffix("$"))
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    if most is not None:
-        # Counted texts hold no "<": xgrammar counts tokens that end within a character wrongly
-        # where it looks for a closing itself.
-        return pattern_format(f"[^<]{{{least},{most}}}")
-    first = pattern_format(f"[^<]{{{least}}}" if least else "")
-    return sequence_format([first, {"type": "any_text", "excludes": list(excluded)}])
-
-
-def _constant(text: str) -> Format:
-    return {"type": "const_string", "value": text}
-
-
 def _json(schema: Mapping[str, Any], excluded: Sequence[str]) -> Format:
-    found: Format = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
-    return {**found, "excludes": list(excluded)} if excluded else found
+    return json_format(schema, () if _has_lengths(schema) else excluded)
 
 
 def _has_lengths(schema: Any) -> bool:
@@ -175,23 +194,3 @@ def _has_lengths(schema: Any) -> bool:
     if isinstance(schema, Mapping):
         return bool(_LENGTH_KEYS & schema.keys()) or any(map(_has_lengths, schema.values()))
     return isinstance(schema, list) and any(map(_has_lengths, schema))
-
-
-def keywords_not_held(schema: Any) -> frozenset[str]:
-    """Keywords of a JSON schema that a grammar does not enforce: values may break them."""
-    if isinstance(schema, list):
-        return frozenset().union(*map(keywords_not_held, schema))
-    if not isinstance(schema, Mapping):
-        return frozenset()
-    found = set(_NOT_HELD & schema.keys())
-    if schema.get("uniqueItems") is True:
-        found.add("uniqueItems")
-    if len(schema.get("allOf") or ()) > 1:
-        found.add("allOf")
-    if "pattern" in schema:
-        found |= _LENGTH_KEYS & schema.keys()
-    names = schema.get("properties")
-    # Names of properties are no keywords.
-    inner = [value for key, value in schema.items() if key not in ("properties", "enum", "const")]
-    inner += names.values() if isinstance(names, Mapping) else []
-    return frozenset(found).union(*map(keywords_not_held, inner))

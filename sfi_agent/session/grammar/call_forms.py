@@ -18,7 +18,9 @@ __all__ = ["BARE_OPENING", "ArgumentStyle", "CallForm", "call_forms", "layout_pa
 BARE_OPENING = '{"name":'
 """Behind this, white space left out, JSON at the start of an answer is a call and no answer."""
 
-ArgumentStyle: TypeAlias = Literal["json", "qwen_xml", "glm_xml", "minimax_xml", "deepseek_xml"]
+ArgumentStyle: TypeAlias = Literal[
+    "json", "qwen_xml", "glm_xml", "minimax_xml", "deepseek_xml", "python", "braces"
+]
 
 _SAMPLE_ARGUMENTS: dict[ArgumentStyle, str] = {
     "json": '{"a": "b"}',
@@ -26,6 +28,8 @@ _SAMPLE_ARGUMENTS: dict[ArgumentStyle, str] = {
     "glm_xml": "<arg_key>a</arg_key>\n<arg_value>b</arg_value>",
     "minimax_xml": '<parameter name="a">b</parameter>',
     "deepseek_xml": '<｜DSML｜parameter name="a" string="true">b</｜DSML｜parameter>',
+    "python": "a='b'",
+    "braces": 'a:<|"|>b<|"|>',
 }
 _PARTS = re.compile(r"(%[NDIH])")
 _HEADER_REST = (
@@ -197,6 +201,14 @@ def _invoke(region: CallRegion, source: str) -> tuple[CallForm, ...]:
     return (CallForm(region.opening, region.closing, '"%N"> ', " ", style),)
 
 
+def _gemma(region: CallRegion, source: str) -> tuple[CallForm, ...]:
+    return (CallForm(region.opening, region.closing, "call:%N{", "}", "braces"),)
+
+
+def _pythonic(region: CallRegion, source: str) -> tuple[CallForm, ...]:
+    return (_in_list(CallForm(region.opening, region.closing, "%N(", ")", "python")),)
+
+
 def _in_list(form: CallForm) -> CallForm:
     return replace(form, start=" [ ", between=" , ", end=" ] ")
 
@@ -212,4 +224,6 @@ _FORMS: Mapping[CallFormat, Callable[[CallRegion, str], tuple[CallForm, ...]]] =
     "kimi": _kimi,
     "cohere": _cohere,
     "invoke": _invoke,
+    "gemma": _gemma,
+    "pythonic": _pythonic,
 }

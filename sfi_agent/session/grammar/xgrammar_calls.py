@@ -14,14 +14,19 @@ from torch import Tensor
 from sfi_agent.errors import ConfigError, MissingExtraError, ToolDefinitionError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.session.grammar.argument_formats import (
-    Format,
-    argument_format,
+    HeldArguments,
     argument_markup,
-    keywords_not_held,
-    pattern_format,
-    sequence_format,
+    held_arguments,
 )
 from sfi_agent.session.grammar.call_forms import CallForm, layout_pattern
+from sfi_agent.session.grammar.grammar_formats import (
+    Format,
+    or_format,
+    pattern_format,
+    repeat_format,
+    sequence_format,
+    text_format,
+)
 from sfi_agent.session.grammar.utf8_tokens import Utf8Tokens
 
 if TYPE_CHECKING:
@@ -91,12 +96,14 @@ class XGrammarCompiler:
         self, form: CallForm, schemas: Mapping[str, Mapping[str, Any]]
     ) -> XGrammarCallGrammar:
         """See `GrammarCompiler`."""
+        excluded = [form.closing] if form.first_closing_ends and form.closing else []
+        held: dict[str, HeldArguments] = {}
         for name, schema in schemas.items():
-            self._compiled(form, {name: schema}, f"tool {name!r}")
-            keywords = sorted(keywords_not_held(schema))
-            if keywords:
+            held[name] = held_arguments(form.arguments, schema, excluded)
+            self._compiled(form, {name: held[name]}, f"tool {name!r}")
+            if keywords := sorted(held[name].not_held):
                 log_event("warning", "schema_partly_held", tool=name, keywords=keywords)
-        compiled = self._compiled(form, schemas, f"tools {', '.join(schemas)}")
+        compiled = self._compiled(form, held, f"tools {', '.join(schemas)}")
         barred = _NOT_IN_JSON if form.arguments == "json" else _NOT_IN_TEXT
         texts, closing = self._token_bytes, form.closing.encode()
         never = torch.tensor([barred.search(text) is not None for text in texts])
@@ -110,8 +117,8 @@ class XGrammarCompiler:
             self._library, compiled, never, markup, closing_ids, texts, self._utf8_tokens
         )
 
-    def _compiled(self, form: CallForm, schemas: Mapping[str, Any], what: str) -> Any:
-        tag = {"type": "structural_tag", "format": _call_format(form, schemas)}
+    def _compiled(self, form: CallForm, held: Mapping[str, HeldArguments], what: str) -> Any:
+        tag = {"type": "structural_tag", "format": _call_format(form, held)}
         try:
             return self._compiler.compile_structural_tag(json.dumps(tag))
         except Exception as error:
@@ -233,32 +240,27 @@ class XGrammarCallMatcher:
         return ends
 
 
-def _call_format(form: CallForm, schemas: Mapping[str, Any]) -> Format:
+def _call_format(form: CallForm, held: Mapping[str, HeldArguments]) -> Format:
     """What comes behind the form's opening, as a structural tag's format."""
-    parts = [_layout(form.start), _any_call(form, form.before, schemas)]
+    parts = [_layout(form.start), _any_call(form, form.before, held)]
     if form.between is not None:
-        again = _any_call(form, form.again or form.before, schemas)
-        parts.append({"type": "star", "content": sequence_format([_layout(form.between), again])})
+        again = _any_call(form, form.again or form.before, held)
+        more = sequence_format([_layout(form.between), again])
+        parts.append(repeat_format(more, 0, None))
     parts.append(_layout(form.end))
     if form.closing:
         # Behind the closing anything may come, so that a token may reach beyond it.
-        parts += [{"type": "const_string", "value": form.closing}, {"type": "any_text"}]
+        parts += [{"type": "const_string", "value": form.closing}, text_format(())]
     return sequence_format(parts)
 
 
-def _any_call(form: CallForm, before: str, schemas: Mapping[str, Any]) -> Format:
-    excluded = [form.closing] if form.first_closing_ends and form.closing else []
-    calls = [
-        sequence_format(
-            [
-                _layout(before, name),
-                argument_format(form.arguments, schema, excluded),
-                _layout(form.after, name),
-            ]
-        )
-        for name, schema in schemas.items()
-    ]
-    return calls[0] if len(calls) == 1 else {"type": "or", "elements": calls}
+def _any_call(form: CallForm, before: str, held: Mapping[str, HeldArguments]) -> Format:
+    return or_format(
+        [
+            sequence_format([_layout(before, name), one.format, _layout(form.after, name)])
+            for name, one in held.items()
+        ]
+    )
 
 
 def _layout(layout: str, tool_name: str = "") -> Format:

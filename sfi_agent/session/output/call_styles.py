@@ -224,11 +224,11 @@ def _rendered_style(template: ChatTemplate) -> tuple[CallFormat, CallStyle]:
     name, value = probe_text(), probe_text()
     function = {"name": name, "arguments": {"text": value}}
     call = {"id": "call_0", "type": "function", "function": function}
-    user = {"role": "user", "content": "u"}
+    begun = [*template.opening, {"role": "user", "content": "u"}]
     assistant = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
-        prompt = template.render([user], generation_prompt=True)
-        whole = template.render([user, assistant], generation_prompt=False)
+        prompt = template.render(begun, generation_prompt=True)
+        whole = template.render([*begun, assistant], generation_prompt=False)
     except RenderFailure:
         return "none", CallStyle()
     tokens = template.control_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _BROKEN = (ValueError, RecursionError)
+_BETWEEN_OBJECTS = re.compile(r"(?<=\})\s*\n\s*(?=\{)")
 _FIRST_KEY = re.compile(r'\s*\{\s*"([^"\\]*)"')
 _LLAMA_KEYS = frozenset({"name", "parameters", "arguments", "type", "function", "id"})
 _MISTRAL_NAMED = re.compile(
@@ -42,15 +44,30 @@ _CALL_INDEX = re.compile(r"\Afunctions\.|:\d+\Z")
 
 
 def json_calls(body: str, closed: bool, schemas: Schemas) -> list[RawCall]:
-    """JSON objects or a list of them; also `<function=...>` with parameters."""
+    """A JSON object, a list of them, or several on lines of their own; also `<function=...>` with
+    parameters."""
     text = body.strip()
     if text.startswith("<function="):
         return [function_call(text, closed, schemas)]
     try:
-        value = JSON_DECODER.decode(text)
+        values = _values(text)
     except _BROKEN as error:
         return [unreadable_call(text, json_problem(error, closed=closed))]
-    return calls_in_value(value, text)
+    return [call for value, raw_text in values for call in calls_in_value(value, raw_text)]
+
+
+def _values(text: str) -> list[tuple[Any, str]]:
+    """The values of a text with what each was written as: one, or objects on lines of their own."""
+    values: list[tuple[Any, str]] = []
+    end = 0
+    while not values or text[end:].strip():
+        gap = _BETWEEN_OBJECTS.match(text, end)
+        if values and gap is None:
+            raise json.JSONDecodeError("Extra data", text, end)
+        start = gap.end() if values and gap else 0
+        value, end = JSON_DECODER.raw_decode(text, start)
+        values.append((value, text[start:end]))
+    return values
 
 
 def json_status(body: str) -> Literal["whole", "open", "broken"]:
@@ -58,7 +75,7 @@ def json_status(body: str) -> Literal["whole", "open", "broken"]:
     if body.lstrip().startswith("<function="):
         return tagged_status("parameter=", "parameter")(body)
     try:
-        JSON_DECODER.decode(body.strip())
+        _values(body.strip())
     except ValueError as error:
         unterminated = getattr(error, "msg", "").startswith("Unterminated string")
         return "open" if unterminated else "broken"

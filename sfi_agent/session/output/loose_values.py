@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sfi_agent.session.output.tool_calls import finite_number
+
 __all__ = ["LooseReader", "LooseSyntaxError", "UnterminatedString"]
 
 _CONSTANTS = {
@@ -86,13 +88,14 @@ class LooseReader:
             return self._nested(opener)
         return self._bare()
 
-    def pairs(self, separator: str, end: str) -> dict[str, Any]:
-        """Names with values up to an end: `a=1, b=2)` or `a:1,b:2}`."""
+    def pairs(self, separator: str, end: str, *, repeats: bool = False) -> dict[str, Any]:
+        """Names with values up to an end: `a=1, b=2)` or `a:1,b:2}`. With `repeats` the last value
+        of a name counts."""
         found: dict[str, Any] = {}
         while not self.take(end):
             key = self._key(separator)
             self.expect(separator)
-            if key in found:
+            if key in found and not repeats:
                 raise self._problem(f"{key!r} is given twice")
             found[key] = self.value()
             if not self.take(","):
@@ -105,7 +108,11 @@ class LooseReader:
         if self._depth > _DEEPEST:
             raise self._problem("it is nested too deeply")
         self.position += 1
-        items: Any = self.pairs(":", "}") if opener == "{" else self._items(_CLOSERS[opener])
+        items: Any
+        if opener == "{":
+            items = self.pairs(":", "}", repeats=True)
+        else:
+            items = self._items(_CLOSERS[opener])
         self._depth -= 1
         return items
 
@@ -140,20 +147,30 @@ class LooseReader:
 
     def _quoted(self, quote: str) -> str:
         parts: list[str] = []
-        index = self.position + 1
+        end = self._closing_quote(quote)
+        index = self.position + len(end)
         while index < len(self._text):
             letter = self._text[index]
             if letter == "\\":
                 piece, index = self._escape(index + 1)
                 parts.append(piece)
                 continue
-            index += 1
             # A quote that nothing can follow is an apostrophe that was not escaped.
-            if letter == quote and _BEHIND_STRING.match(self._text, index):
-                self.position = index
-                return _join_surrogates("".join(parts))
+            if self._text.startswith(end, index):
+                if _BEHIND_STRING.match(self._text, index + len(end)):
+                    self.position = index + len(end)
+                    return _join_surrogates("".join(parts))
+            index += 1
             parts.append(letter)
         raise UnterminatedString("a string is not closed")
+
+    def _closing_quote(self, quote: str) -> str:
+        """What closes the string that begins here: three quotes where three are closed again."""
+        tripled = quote * 3
+        start = self.position + len(tripled)
+        if self._text.startswith(tripled, self.position) and tripled in self._text[start:]:
+            return tripled
+        return quote
 
     def _escape(self, index: int) -> tuple[str, int]:
         letter = self._text[index : index + 1]
@@ -175,7 +192,7 @@ class LooseReader:
         if _INTEGER.fullmatch(word):
             return int(word)
         if _FLOAT.fullmatch(word):
-            return float(word)
+            return finite_number(word)
         raise LooseSyntaxError(f"{word!r} is no value; strings need quotes")
 
     def _match(self, pattern: re.Pattern[str], problem: str) -> str:

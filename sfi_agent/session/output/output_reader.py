@@ -14,12 +14,14 @@ from sfi_agent.session.events import ReasoningDelta, TextDelta, ToolCall
 from sfi_agent.session.output.call_styles import CallFormat, CallStyle, call_style
 from sfi_agent.session.output.channel_splitter import CHANNEL_TAGS, ChannelSplitter
 from sfi_agent.session.output.family_splitter import FamilySplitter
+from sfi_agent.session.output.joined_text import JoinedText
 from sfi_agent.session.output.output_pieces import OutputPiece, OutputSplitter
 from sfi_agent.session.output.reasoning_tags import reasoning_tags
 from sfi_agent.session.output.template_splitter import TemplateSplitter, response_template_text
 from sfi_agent.session.output.text_stream import TextStream
 from sfi_agent.session.output.tool_calls import RawCall
 from sfi_agent.session.templates.chat_template import ChatTemplate
+from sfi_agent.session.tool_use.json_schema import without_references
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +84,10 @@ class OutputFormat:
         self._tokenizer = tokenizer
         self._source = template_source
         self._schemas = tuple(tool_schemas)
+        self._arguments = {
+            schema["function"]["name"]: without_references(schema["function"].get("parameters", {}))
+            for schema in self._schemas
+        }
         response_text = response_template_text(tokenizer)
         can_render = bool(template_source and tool_schemas)
         renderer = partial(ChatTemplate, tokenizer, tool_schemas) if can_render else None
@@ -135,10 +141,7 @@ class OutputFormat:
         """Finds the parts of one turn's text; `prompt_text` as in `reader`."""
         if self.name == "response_template":
             return TemplateSplitter(self._tokenizer, prompt_text=prompt_text, schemas=self._schemas)
-        schemas = {
-            schema["function"]["name"]: schema["function"].get("parameters", {})
-            for schema in self._schemas
-        }
+        schemas = self._arguments
         if self._has_channels:
             return ChannelSplitter(
                 self._style if self._call_format == "recipients" else None,
@@ -179,9 +182,9 @@ class OutputReader:
         self._splitter = splitter
         self._hidden_ids = hidden_ids
         self._first_call_number = first_call_number
-        self._text = _Joined(after_markup=strip_text)
+        self._text = JoinedText(after_markup=strip_text)
         self._strip_text = strip_text
-        self._reasoning = _Joined(after_markup=True)
+        self._reasoning = JoinedText(after_markup=True)
         self._calls: list[ToolCall] = []
         self._reasoning_tokens = 0
 
@@ -233,46 +236,6 @@ class OutputReader:
         )
         self._calls.append(numbered)
         return numbered
-
-
-class _Joined:
-    """Text with white space beside markup left out; parts around markup get lines of their own."""
-
-    def __init__(self, *, after_markup: bool = False) -> None:
-        self._parts: list[str] = []
-        self._space = ""
-        self._after_markup = after_markup
-
-    @property
-    def value(self) -> str:
-        return "".join(self._parts)
-
-    def add(self, text: str) -> str:
-        """Take text; returns what is certain to stay."""
-        if self._after_markup:
-            text = text.lstrip()
-            if not text:
-                return ""
-            self._space = "\n" if self._parts else ""
-            self._after_markup = False
-        whole = self._space + text
-        kept = whole.rstrip()
-        self._space = whole[len(kept) :]
-        if kept:
-            self._parts.append(kept)
-        return kept
-
-    def interrupt(self) -> None:
-        """Markup begins here."""
-        self._space = ""
-        self._after_markup = True
-
-    def end(self) -> str:
-        """The turn is over: white space at the end of the text stays."""
-        rest, self._space = self._space, ""
-        if rest:
-            self._parts.append(rest)
-        return rest
 
 
 def parse_output(

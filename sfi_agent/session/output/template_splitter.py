@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.session.output.output_pieces import OutputPiece
-from sfi_agent.session.output.tool_calls import RawCall, calls_in_value, unreadable_call
+from sfi_agent.session.output.tool_calls import (
+    RawCall,
+    calls_in_value,
+    plain_data,
+    unreadable_call,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,7 +163,8 @@ class TemplateSplitter:
             message = self._tokenizer.parse_response(
                 f"{_END}{body}", _one_call_template(spec, captured), prefix="", tools=self._schemas
             )
-            value = message.get(_CALLS_FIELD)
+            # transformers takes numbers that are none, and halves of characters.
+            value = plain_data(message.get(_CALLS_FIELD))
         except Exception as error:
             # Content parsers and transforms raise ValueError, KeyError and what their data causes.
             problem = f"it does not parse: {_last_line(error)}"

@@ -7,7 +7,9 @@ so that the model can be told and write it again.
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -20,19 +22,83 @@ __all__ = [
     "RawCall",
     "Schemas",
     "calls_in_value",
+    "finite_number",
     "json_problem",
+    "plain_data",
     "unreadable_call",
 ]
 
 Schemas: TypeAlias = Mapping[str, Mapping[str, Any]]
 """JSON schema of the arguments, by tool name."""
 
-JSON_DECODER = json.JSONDecoder(strict=False)
-"""Takes line breaks inside strings: models write them."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _CallDecoder(json.JSONDecoder):
+    """JSON as models write it: line breaks inside strings are taken, but no number that is none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            strict=False,
+            parse_float=finite_number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object_of,
+        )
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        value, end = super().raw_decode(s, idx)
+        return (plain_data(value) if _SURROGATE_ESCAPE.search(s) else value), end
+
+
+def finite_number(text: str) -> float:
+    """The nearest float, the largest one for numbers beyond all of them."""
+    value = float(text)
+    return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+class _Repeating(dict[str, Any]):
+    """An object with keys that were written twice: the last value counts, if any."""
+
+    twice = ""
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating, keys = _Repeating(found), [key for key, _ in pairs]
+    repeating.twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+    return repeating
+
+
+def plain_data(value: Any) -> Any:
+    """JSON data with halves of characters, which JSON can escape and no text may hold, replaced.
+
+    Raises:
+        ValueError: It holds a number that is none.
+    """
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [plain_data(item) for item in value]
+    if isinstance(value, dict):
+        return {plain_data(key): plain_data(item) for key, item in value.items()}
+    if isinstance(value, float) and math.isnan(value):
+        return _refuse_constant("NaN")
+    return finite_number(str(value)) if isinstance(value, float) else value
+
+
+JSON_DECODER = _CallDecoder()
 
 _NAME = re.compile(r'"(?:name|tool_name)"\s*:\s*"([^"\\]{1,64})"')
 _NAME_KEYS = ("name", "tool_name", "function")
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_OTHER_KEYS = frozenset({"id", "index", "tool_call_id", "type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +146,15 @@ def calls_in_value(value: Any, raw_text: str) -> list[RawCall]:
             problem = f'"arguments": {json_problem(error, closed=True)}'
             return [unreadable_call(raw_text, problem, name)]
     if arguments is None:
+        # Arguments under a key that nobody knows are not run as none.
+        unknown = inner.keys() - {*_NAME_KEYS, *_ARGUMENT_KEYS, *_OTHER_KEYS}
+        if unknown:
+            problem = f'it has no "arguments", but {", ".join(map(repr, sorted(unknown)))}'
+            return [unreadable_call(raw_text, problem, name)]
         arguments = {}
+    for part in (inner, arguments):
+        if isinstance(part, _Repeating):
+            return [unreadable_call(raw_text, f"{part.twice!r} is given twice", name)]
     if not isinstance(arguments, dict):
         return [unreadable_call(raw_text, '"arguments" is no JSON object', name)]
     return [RawCall(name, raw_text, arguments)]

@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from sfi_agent.session.tool_use.json_schema import check_arguments, show_value
+from sfi_agent.session.tool_use.json_schema import check_arguments, required_names, show_value
 
 __all__ = ["hints_of", "validate_arguments"]
 
@@ -74,7 +74,7 @@ def validate_arguments(
             checked[name] = plain
     # What was named above is not named again as missing.
     failed = set(arguments) - set(checked)
-    required = [name for name in schema.get("required") or () if name not in failed]
+    required = [name for name in required_names(schema) if name not in failed]
     converted, more = check_arguments(checked, {**schema, "required": required})
     problems += more
     if problems:
@@ -154,12 +154,17 @@ def _unknown_fields(given: Any, value: Any, path: str) -> Iterator[str]:
     if not isinstance(given, Mapping):
         return
     present = dict(value) if isinstance(value, Mapping) else _fields(value)
+    # A mapping that has become shorter is a TypedDict; others have keys of any type.
+    known_fields = not isinstance(value, Mapping) or (
+        len(present) < len(given) and all(isinstance(name, str) for name in present)
+    )
     for name, item in given.items():
         if name in present:
             yield from _unknown_fields(item, present[name], f"{path}.{name}")
-        elif present and not isinstance(value, Mapping):
-            known = ", ".join(present)
-            yield f"Unknown argument {path}.{name}; known arguments: {known}."
+        elif present and known_fields:
+            known = "" if isinstance(value, Mapping) else ", ".join(present)
+            hint = f"; known arguments: {known}" if known else ""
+            yield f"Unknown argument {path}.{name}{hint}."
 
 
 def _fields(value: Any) -> dict[str, Any]:

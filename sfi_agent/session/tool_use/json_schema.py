@@ -2,8 +2,8 @@
 
 The part of JSON schema that tool descriptions use: type (one or several), nullable, enum, const,
 anyOf, oneOf and allOf, items and prefixItems, properties, required, additionalProperties, limits of
-numbers, texts and lists, pattern, and references to definitions of the same schema. Other keywords
-are not checked; the tool's own code sees the value.
+numbers, texts and lists, pattern, references to definitions of the same schema, and true and false
+in the place of a schema. Other keywords are not checked; the tool's own code sees the value.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["check_arguments", "show_value"]
+__all__ = [
+    "check_arguments",
+    "required_names",
+    "same_json",
+    "show_value",
+    "without_references",
+]
 
 _DEFINITIONS = ("$defs", "definitions")
 _NUMBER_LIMITS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
@@ -35,7 +41,7 @@ def check_arguments(
     it allows them explicitly. Whole numbers written as floats become integers where an integer is
     asked for.
     """
-    schema = {"additionalProperties": False, **_without_references(parameters)}
+    schema = {"additionalProperties": False, **without_references(parameters)}
     try:
         problems = tuple(_problems(dict(arguments), schema, ""))
         ready = {} if problems else _convert(dict(arguments), schema)
@@ -47,13 +53,32 @@ def check_arguments(
     return ready, ()
 
 
+def required_names(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an object must hold. Older drafts have true or false there, inside a property."""
+    names = schema.get("required")
+    return tuple(names) if isinstance(names, (list, tuple)) else ()
+
+
+def same_json(first: Any, second: Any) -> bool:
+    """Whether JSON schema takes two values for the same: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same_json, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            same_json(item, second[key]) for key, item in first.items()
+        )
+    return bool(first == second)
+
+
 def show_value(value: Any) -> str:
     """A value for a message, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _without_references(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_references(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema with what its local references point to in their place: the same objects, so that
     definitions may hold each other and themselves."""
     definitions = {
@@ -79,13 +104,20 @@ def _without_references(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         return rest if place is None else {**rest, "allOf": [place, *rest.get("allOf", ())]}
 
     for target, definition in definitions.items():
-        places[target].update(replaced(definition))
+        known = {"allOf": [definition]} if isinstance(definition, bool) else definition
+        places[target].update(replaced(known))
     whole = replaced(parameters)
     assert isinstance(whole, dict)
     return whole
 
 
-def _problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+def _problems(value: Any, schema: Mapping[str, Any] | bool, path: str) -> Iterator[str]:
+    if isinstance(schema, bool):
+        if not schema:
+            yield f"{_name(path)} is not allowed, got {show_value(value)}."
+        return
+    if value is None and schema.get("nullable"):
+        return
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices and not any(not list(_problems(value, choice, path)) for choice in choices):
         kinds = " or ".join(_kind(choice) for choice in choices)
@@ -108,12 +140,15 @@ def _problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]
 
 
 def _enum_problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[str]:
-    nullable = value is None and schema.get("nullable")
-    if "enum" in schema and value not in schema["enum"] and not nullable:
+    if "enum" in schema and not _is_in(value, schema["enum"]):
         choices = ", ".join(show_value(item) for item in schema["enum"])
         yield f"{_name(path)} must be one of {choices}, not {show_value(value)}."
-    if "const" in schema and value != schema["const"]:
+    if "const" in schema and not same_json(value, schema["const"]):
         yield f"{_name(path)} must be {show_value(schema['const'])}, not {show_value(value)}."
+
+
+def _is_in(value: Any, values: Iterable[Any]) -> bool:
+    return any(same_json(value, item) for item in values)
 
 
 def _limits(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
@@ -137,7 +172,7 @@ def _limits(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(value, str) and not _matches(value, schema.get("pattern")):
         yield f"match the pattern {schema['pattern']}"
     if isinstance(value, list) and schema.get("uniqueItems"):
-        if any(item in value[:index] for index, item in enumerate(value)):
+        if any(_is_in(item, value[:index]) for index, item in enumerate(value)):
             yield "have no item twice"
 
 
@@ -151,7 +186,7 @@ def _matches(text: str, pattern: Any) -> bool:
 def _object_problems(value: dict[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[str]:
     properties = schema.get("properties") or {}
     prefix = f"{path}." if path else ""
-    for name in schema.get("required") or ():
+    for name in required_names(schema):
         if name not in value:
             yield f"Missing argument {prefix}{name} ({_kind(properties.get(name, {}))})."
     rest = schema.get("additionalProperties", True)
@@ -161,11 +196,13 @@ def _object_problems(value: dict[str, Any], schema: Mapping[str, Any], path: str
         elif rest is False:
             known = ", ".join(properties) or "none"
             yield f"Unknown argument {prefix}{name}; known arguments: {known}."
-        elif isinstance(rest, Mapping):
+        else:
             yield from _problems(item, rest, f"{prefix}{name}")
 
 
-def _convert(value: Any, schema: Mapping[str, Any]) -> Any:
+def _convert(value: Any, schema: Mapping[str, Any] | bool) -> Any:
+    if isinstance(schema, bool):
+        return value
     for part in schema.get("allOf") or ():
         value = _convert(value, part)
     for choice in schema.get("anyOf") or schema.get("oneOf") or ():
@@ -182,13 +219,15 @@ def _convert(value: Any, schema: Mapping[str, Any]) -> Any:
     return value
 
 
-def _item_schema(schema: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+def _item_schema(schema: Mapping[str, Any], index: int) -> Mapping[str, Any] | bool:
     leading = schema.get("prefixItems") or ()
     found = leading[index] if index < len(leading) else schema.get("items")
-    return found if isinstance(found, Mapping) else {}
+    return found if isinstance(found, (Mapping, bool)) else {}
 
 
-def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
+def _types(schema: Mapping[str, Any] | bool) -> tuple[str, ...]:
+    if isinstance(schema, bool):
+        return ()
     declared = schema.get("type")
     names = (declared,) if isinstance(declared, str) else tuple(declared or ())
     return (*names, "null") if names and schema.get("nullable") else names
@@ -211,7 +250,9 @@ def _is_type(value: Any, name: str) -> bool:
     return isinstance(value, kinds[name]) and (name == "boolean" or not isinstance(value, bool))
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Any] | bool) -> str:
+    if isinstance(schema, bool):
+        return "any value" if schema else "nothing"
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:
         return " or ".join(_kind(choice) for choice in choices)

@@ -9,11 +9,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from sfi_agent.session.tool_use.call_arguments import hints_of
 
-__all__ = ["parameters_of_signature"]
+__all__ = ["HintProblem", "parameters_of_signature", "with_constraints"]
+
+
+class HintProblem(ValueError):
+    """A type hint that cannot be written as JSON."""
+
+
+def with_constraints(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that transformers reads from a function, with what it leaves out: limits in
+    `Annotated` hints, and how long tuples are. What pydantic cannot describe stays as it is."""
+    properties = dict(parameters["properties"])
+    for name, hint in hints_of(function).items():
+        if name in properties and _says_more(hint):
+            kept = ("description", "enum")
+            beside = {key: properties[name][key] for key in kept if key in properties[name]}
+            try:
+                properties[name] = {**_of_hint(hint), **beside}
+            except ValueError:
+                continue
+    return {**parameters, "properties": properties}
+
+
+def _says_more(hint: Any) -> bool:
+    arguments = get_args(hint)
+    if get_origin(hint) is Annotated or (get_origin(hint) is tuple and ... not in arguments):
+        return True
+    return any(map(_says_more, arguments))
 
 
 def parameters_of_signature(function: Callable[..., Any]) -> dict[str, Any]:
@@ -23,7 +49,6 @@ def parameters_of_signature(function: Callable[..., Any]) -> dict[str, Any]:
         ValueError: An argument has no type hint, none that can be written as JSON, or no
             description.
     """
-    from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
     from transformers.utils.chat_template_utils import parse_google_format_docstring
 
     _, documented, _ = parse_google_format_docstring(inspect.getdoc(function) or "")
@@ -37,18 +62,25 @@ def parameters_of_signature(function: Callable[..., Any]) -> dict[str, Any]:
         if name not in described:
             raise ValueError(f"the docstring does not describe the argument {name!r}")
         try:
-            schema = TypeAdapter(hints[name]).json_schema()
-        except (PydanticUserError, PydanticInvalidForJsonSchema) as error:
-            problem = str(error).partition("\n")[0]
-            raise ValueError(f"the hint of {name!r} cannot be described: {problem}") from error
-        properties[name] = {
-            **_plain(_inlined(schema, schema.get("$defs", {}), ())),
-            "description": described[name],
-        }
+            schema = _of_hint(hints[name])
+        except ValueError as error:
+            raise HintProblem(f"the hint of {name!r} cannot be described: {error}") from error
+        properties[name] = {**schema, "description": described[name]}
         if parameter.default is parameter.empty:
             required.append(name)
     found: dict[str, Any] = {"type": "object", "properties": properties}
     return {**found, "required": required} if required else found
+
+
+def _of_hint(hint: Any) -> dict[str, Any]:
+    from pydantic import PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
+
+    try:
+        schema = TypeAdapter(hint).json_schema()
+    except (PydanticUserError, PydanticInvalidForJsonSchema) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    plain: dict[str, Any] = _plain(_inlined(schema, schema.get("$defs", {}), ()))
+    return plain
 
 
 def _inlined(part: Any, definitions: Mapping[str, Any], inside: tuple[str, ...]) -> Any:

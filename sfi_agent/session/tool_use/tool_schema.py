@@ -10,8 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from sfi_agent.errors import ToolDefinitionError, explain
-from sfi_agent.session.tool_use.signature_schema import parameters_of_signature
+from sfi_agent.session.tool_use.schema_shape import schema_problem
+from sfi_agent.session.tool_use.signature_schema import (
+    HintProblem,
+    parameters_of_signature,
+    with_constraints,
+)
 
 __all__ = ["Tool", "ToolEntry", "describe_tool", "is_async"]
 
@@ -132,6 +139,10 @@ def _require_plain_call(name: str, base: Callable[..., Any]) -> None:
         raise _definition_error(
             name, "it is an async generator", "Give a function that returns its whole result"
         )
+    if inspect.isgeneratorfunction(called):
+        raise _definition_error(
+            name, "it is a generator", "Give a function that returns its whole result"
+        )
     try:
         parameters = inspect.signature(base).parameters.values()
     except (TypeError, ValueError):
@@ -143,6 +154,11 @@ def _require_plain_call(name: str, base: Callable[..., Any]) -> None:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             remedy = "Name every argument, so that the model can be told about it"
             raise _definition_error(name, f"it takes *{parameter.name}", remedy)
+        if isinstance(parameter.default, FieldInfo):
+            remedy = "Write Annotated[type, Field(...)] = value, so that a call without it works"
+            raise _definition_error(
+                name, f"{parameter.name} has a pydantic Field for its default", remedy
+            )
 
 
 def _require_conduct(name: str, tool: Tool) -> None:
@@ -159,16 +175,21 @@ def _read_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[str, A
 
     try:
         described: dict[str, Any] = get_json_schema(base)["function"]
+        described["parameters"] = with_constraints(base, described["parameters"])
     except Exception as error:
         # Hints that name unknown types raise NameError, broken "(choices: ...)" a JSON error.
         try:
             parameters = parameters_of_signature(base)
+        except HintProblem as problem:
+            raise _definition_error(name, str(problem), _EXAMPLE) from error
         except ValueError:
             raise _definition_error(name, f"{type(error).__name__}: {error}", _EXAMPLE) from error
         text = (inspect.getdoc(base) or "").partition("Args:")[0].strip()
         described = {"description": text, "parameters": parameters}
     if not (tool.description or described.get("description")):
         raise _definition_error(name, "its docstring says nothing before Args:", _EXAMPLE)
+    # A method without its object lacks an argument that no model is told about.
+    _require_fitting_signature(name, base, described["parameters"])
     return described
 
 
@@ -179,15 +200,18 @@ def _explicit_schema(name: str, tool: Tool, base: Callable[..., Any]) -> dict[st
         raise _definition_error(name, "no description", "Give Tool(..., description='...')")
     try:
         # Keys sorted: schemas that reach us over a network come in any order.
-        parameters = json.loads(json.dumps(dict(tool.parameters), sort_keys=True))
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(tool.parameters), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise _definition_error(name, f"parameters: {error}", "Give plain JSON data") from error
+    parameters = json.loads(text)
     if parameters.get("type") != "object" or not isinstance(parameters.get("properties"), dict):
         raise _definition_error(
             name,
             f"parameters={parameters!r}",
             'Give {"type": "object", "properties": {...}, "required": [...]}',
         )
+    if problem := schema_problem(parameters):
+        raise _definition_error(name, problem, "Give a JSON schema")
     _require_fitting_signature(name, tool.function, parameters)
     return {"name": name, "description": description, "parameters": parameters}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,15 @@ class ToolSet:
 
     def __init__(self, tools: Sequence[Callable[..., Any] | Tool] = ()) -> None:
         entries: dict[str, ToolEntry] = {}
+        if not isinstance(tools, Iterable) or isinstance(tools, (str, bytes)):
+            raise ToolDefinitionError(
+                explain(
+                    "Give tools",
+                    got=repr(tools),
+                    allowed="a list of functions and Tools",
+                    remedy="Put a single one into a list; leave tools out where there are none",
+                )
+            )
         for given in tools:
             entry = describe_tool(given if isinstance(given, Tool) else Tool(given))
             if entry.name in entries:
