@@ -140,6 +140,19 @@ def takes_tool_results(name: str) -> bool:
     return chat_of(name).template.tool_results_problem() is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_prompt_is_that_of_transformers(name: str) -> None:
+    """The same ids, start token included, and no second one."""
+    chat = published_chats.chat_of(name)
+    asked: list[dict[str, Any]] = [user("Who is it, é?")]
+    if chat.template.form.content_as_parts:
+        asked = [user([{"type": "text", "text": "Who is it, é?"}])]
+    expected = chat.tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=False
+    )
+    assert list(chat.template.first_prompt([user("Who is it, é?")])) == list(expected)
+
+
 # ---------------------------------------------------------------- the suffix of the longer chat
 
 CALLS = (call(0, query="Ada"), call(1, query="Bo"))

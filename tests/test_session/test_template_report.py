@@ -48,6 +48,14 @@ def test_report(family: str) -> None:
     assert all(problem in shown for problem in report.problems)
 
 
+def test_whether_a_turn_may_hold_several_calls() -> None:
+    for family, several in (("CHATML", True), ("MISTRAL", True), ("LLAMA", False)):
+        report = check_template(make_chat(family).tokenizer)
+        assert report.several_calls == several
+        assert f"several calls in one turn: {'yes' if several else 'no'}" in str(report)
+    assert "several calls in one turn: no" in str(check_template(make_chat("GEMMA").tokenizer))
+
+
 def test_options_change_the_report() -> None:
     source = (
         "{% for m in messages %}{% if m.role != 'system' or takes_system %}"

@@ -70,6 +70,7 @@ class ChatDelta:
         calls: Sequence[ToolCall],
         history_ids: Sequence[int],
         earlier: Sequence[Message] = (),
+        answer: Message | None = None,
     ) -> Delta:
         """The ids that bring new messages, up to where the model goes on.
 
@@ -80,18 +81,19 @@ class ChatDelta:
                 where the turn was cut short; then the template's close is appended whole.
             earlier: The messages before the assistant turn, for templates whose text between turns
                 depends on them.
+            answer: The assistant's message, where it is known.
 
         Raises:
             DeltaRefused: Some requirement does not hold for this template and these messages.
         """
-        glue = self._glue.find(new_messages, calls, earlier)
+        glue = self._glue.find(new_messages, calls, earlier, answer)
         ids = tuple(self._template.encode(glue.text))
         last_id = history_ids[-1]
-        if last_id not in self._stop_ids:
-            return Delta((*self._missing_lead(glue.lead, history_ids), *ids), replaces_last=False)
-        if ids[0] == last_id:
+        if ids[0] == last_id and last_id in self._stop_ids:
             return Delta(ids[1:], replaces_last=False)
-        return Delta(ids, replaces_last=True)
+        replaces = last_id in self._stop_ids
+        written = history_ids[:-1] if replaces else history_ids
+        return Delta((*self._missing_lead(glue.lead, written), *ids), replaces_last=replaces)
 
     def continue_chat(
         self,
@@ -112,18 +114,20 @@ class ChatDelta:
             rerender_reason: Render the whole chat without trying a delta, for this reason.
 
         Raises:
-            TemplateError: The template cannot render the chat at all.
+            TemplateError: The template cannot render the chat at all, or leaves a new message out.
         """
         detail = ""
         if rerender_reason is None:
             try:
-                delta = self.delta(new_messages, calls, history_ids, messages[:-1])
+                delta = self.delta(new_messages, calls, history_ids, messages[:-1], messages[-1])
             except DeltaRefused as refusal:
                 detail = f"{refusal.requirement}: {refusal}"
             else:
                 return Continuation(len(history_ids) - delta.replaces_last, delta.ids)
         reason = rerender_reason or "template_rewrote_history"
-        ids = self._template.first_prompt([*messages, *new_messages])
+        whole = [*messages, *new_messages]
+        ids = self._template.first_prompt(whole)
+        self._template.require_contents(whole, len(new_messages))
         # At least one id is fed, or there would be no logits to go on from.
         kept = min(common_prefix(history_ids, ids), len(ids) - 1)
         if kept >= len(history_ids) - 1:
@@ -133,13 +137,23 @@ class ChatDelta:
         return Continuation(kept, ids[kept:], reason, detail)
 
     def _missing_lead(self, lead: str, history_ids: Sequence[int]) -> list[int]:
-        """What a turn that was cut short lacks in front of the close, and has not begun yet."""
-        if self._template.control_tokens.first(lead) is None:
+        """What the model has not written of that which stands in front of the close: its turn was
+        cut short, or it stopped on a token that the template does not write."""
+        if not lead:
             return []
-        ids = self._template.encode(lead)
-        written = [
+        ids = [index for index in history_ids[-2 * len(lead) :] if index >= 0]
+        written = str(
+            self._template.tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+        tokens = self._template.control_tokens
+        inside = {
+            start + offset for start, text in tokens.spans(lead) for offset in range(1, len(text))
+        }
+        begun = [
             length
-            for length in range(1, len(ids) + 1)
-            if list(history_ids[-length:]) == ids[:length]
+            for length in range(len(lead) + 1)
+            if length not in inside and written.endswith(lead[:length])
         ]
-        return ids[max(written, default=0) :]
+        return tokens.encode_inside(lead[max(begun) :])

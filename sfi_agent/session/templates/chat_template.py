@@ -7,20 +7,18 @@ by the name of a model.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sfi_agent.errors import TemplateError, explain
 from sfi_agent.session.templates.control_tokens import ControlTokens
-from sfi_agent.session.templates.message_form import (
-    CALL_FORMS,
-    REASONING_KEYS,
-    Message,
-    MessageForm,
-    shape_messages,
+from sfi_agent.session.templates.form_search import (
+    FormSearch,
+    probe_text,
+    tool_round,
+    user_message,
 )
+from sfi_agent.session.templates.message_form import Message, MessageForm, shape_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,15 +26,23 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "Message", "MessageForm", "RenderFailure", "probe_text", "probe_tool"]
 
 _CLOCK = "strftime_now"
+_ORDER_REMEDY = "Give messages in an order and with roles that the model was made for"
+_TOOLS_REMEDY = (
+    "Use a checkpoint whose chat template supports tools, set tokenizer.chat_template to one for "
+    "this model that does (definitions, calls and results), or open the session without tools"
+)
 
 
 class RenderFailure(Exception):
-    """The template raised while rendering. Internal: callers turn it into what it means to them."""
+    """The template raised while rendering. Internal: callers turn it into what it means to them.
 
+    Attributes:
+        remedy: What the user may do.
+    """
 
-def probe_text() -> str:
-    """A random word that no chat contains and that survives strip, escape and JSON encoding."""
-    return f"sfi{secrets.token_hex(12)}sfi"
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
 
 
 def probe_tool(name: str) -> dict[str, Any]:
@@ -55,6 +61,13 @@ class ChatTemplate:
         tools: Tool schemas as transformers takes them; empty for a chat without tools.
         options: Variables for the template, such as `{"enable_thinking": False}`.
 
+    Attributes:
+        source: The template, as it was when this object was made: another one that the tokenizer
+            gets later has no effect.
+        form: How it wants its messages.
+        opening: What a chat must begin with for this template to take it: a system message, or
+            nothing. Probes begin with it.
+
     Raises:
         TemplateError: The tokenizer has no chat template.
     """
@@ -70,7 +83,8 @@ class ChatTemplate:
         self.options = dict(options or {})
         self.source = _template_source(tokenizer, bool(tools))
         self.control_tokens = ControlTokens(tokenizer, self.source)
-        self.form = self._find_form()
+        search = FormSearch(self._try_render)
+        self.form, self.opening = search.form, search.opening
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The chat as text, in which control tokens of the messages are broken by separators.
@@ -78,9 +92,19 @@ class ChatTemplate:
         Use `encode` for its ids, or `control_tokens.plain` for the text itself.
 
         Raises:
-            RenderFailure: The template raised.
+            RenderFailure: The template raised, or it changes text in which control tokens stand.
         """
-        return self._render_as(self.form, messages, generation_prompt, self.tools)
+        tokens = self.control_tokens
+        text, broken = self._render_with(tokens, self.form, messages, generation_prompt)
+        if broken:
+            # A template that cuts or recases text would leave pieces of the separators in it.
+            others = tokens.with_other_separator()
+            again, _ = self._render_with(others, self.form, messages, generation_prompt)
+            if others.plain(again) != tokens.plain(text):
+                raise RenderFailure(
+                    "it changes texts, and control tokens stand in one", "Remove them from the text"
+                )
+        return text
 
     def writes_the_date(self, messages: Sequence[Message]) -> bool:
         """Whether what is rendered depends on the day on which it is rendered."""
@@ -91,7 +115,11 @@ class ChatTemplate:
             # What a template defines itself comes before what it is given.
             source = f"{{%- macro {_CLOCK}(form) -%}}{date}{{%- endmacro -%}}{self.source}"
             try:
-                texts.add(self._render_as(self.form, messages, True, self.tools, source))
+                texts.add(
+                    self._render_with(
+                        self.control_tokens, self.form, messages, True, source=source
+                    )[0]
+                )
             except RenderFailure:
                 return False
         return len(texts) > 1
@@ -119,29 +147,70 @@ class ChatTemplate:
     def require_system(self) -> None:
         """Raise TemplateError unless a system message is rendered."""
         probe = probe_text()
-        chat = [{"role": "system", "content": probe}, _user("u")]
+        chat = [_system(probe), user_message("u")]
         problem = self._problem(chat, probe, self.tools)
         if problem is not None:
             remedy = "Put it into the first user message"
             raise TemplateError(explain("Use a system message", got=problem, remedy=remedy))
 
-    def require_tools(self) -> None:
-        """Raise TemplateError unless tool definitions and tool results are rendered."""
+    def require_tools(self, *, beside_system: bool = False) -> None:
+        """Raise TemplateError unless tool definitions and tool results are rendered.
+
+        Args:
+            beside_system: The chat has a system message. Some templates show only one of the two.
+        """
+        opening = (_system("s"),) if beside_system else self.opening
         probe = probe_text()
-        remedy = "Use a checkpoint whose chat template supports tools, or open it without tools"
-        problem = self._problem([_user("u")], probe, [probe_tool(probe)])
+        problem = self._problem([*opening, user_message("u")], probe, [probe_tool(probe)])
         if problem is not None:
-            raise TemplateError(explain("Describe tools to the model", got=problem, remedy=remedy))
-        problem = self.tool_results_problem()
+            attempted = "Describe tools to the model"
+            if beside_system:
+                attempted += " beside a system message"
+            raise TemplateError(explain(attempted, got=problem, remedy=_TOOLS_REMEDY))
+        problem = self.tool_results_problem(opening)
         if problem is not None:
             raise TemplateError(
-                explain("Give tool results to the model", got=problem, remedy=remedy)
+                explain("Give tool results to the model", got=problem, remedy=_TOOLS_REMEDY)
             )
 
-    def tool_results_problem(self) -> str | None:
+    def tool_results_problem(self, opening: Sequence[Message] | None = None) -> str | None:
         """What becomes of a tool result that should be rendered; None if it is."""
         probe = probe_text()
-        return self._problem(_tool_round(("t",), (probe,)), probe, self.tools)
+        chat = [*(self.opening if opening is None else opening), *tool_round(("t",), (probe,))]
+        return self._problem(chat, probe, self.tools)
+
+    def require_contents(self, messages: Sequence[Message], new: int) -> None:
+        """Raise TemplateError if the model would not see one of the last messages.
+
+        Args:
+            messages: A chat that can be rendered.
+            new: How many of them have not been rendered before. What a template leaves out of
+                earlier turns is its own business.
+        """
+        chat = list(messages)
+        shown = [
+            index
+            for index in range(len(chat) - new, len(chat))
+            if chat[index]["role"] != "assistant" and str(chat[index]["content"]).strip()
+        ]
+        probes = {index: probe_text() for index in shown}
+        for index, probe in probes.items():
+            chat[index] = {**chat[index], "content": probe}
+        text = self._try_render(self.form, chat, True)
+        for index in (
+            [] if text is None else [i for i, probe in probes.items() if probe not in text]
+        ):
+            # It may also be shown in another way, in capitals for example.
+            other = [*chat[:index], {**chat[index], "content": probe_text()}, *chat[index + 1 :]]
+            if self._try_render(self.form, other, True) == text:
+                raise TemplateError(
+                    explain(
+                        "Show messages to the model",
+                        got=f"a chat template that leaves message {index} of {len(chat)}, of role "
+                        f"{chat[index]['role']}, out without a word",
+                        remedy="Put its text into another message",
+                    )
+                )
 
     def _render_prompt(self, messages: Sequence[Message]) -> str:
         try:
@@ -152,7 +221,7 @@ class ChatTemplate:
                 explain(
                     "Render the chat with the tokenizer's template",
                     got=f"{failure} for the roles {roles}",
-                    remedy="Give messages in an order and with roles that the model was made for",
+                    remedy=failure.remedy,
                 )
             ) from failure
 
@@ -160,89 +229,48 @@ class ChatTemplate:
         self, chat: Sequence[Message], probe: str, tools: Sequence[Mapping[str, Any]]
     ) -> str | None:
         try:
-            text = self._render_as(self.form, chat, True, tools)
+            text, _ = self._render_with(self.control_tokens, self.form, chat, True, tools)
         except RenderFailure as failure:
             return f"a chat template that refuses it ({failure})"
         return None if probe in text else "a chat template that leaves it out without a word"
 
-    def _render_as(
+    def _try_render(
+        self, form: MessageForm, chat: Sequence[Message], generation_prompt: bool
+    ) -> str | None:
+        try:
+            return self._render_with(self.control_tokens, form, chat, generation_prompt)[0]
+        except RenderFailure:
+            return None
+
+    def _render_with(
         self,
+        tokens: ControlTokens,
         form: MessageForm,
         messages: Sequence[Message],
         generation_prompt: bool,
-        tools: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
         source: str | None = None,
-    ) -> str:
-        shaped = [
-            self.control_tokens.protect(message) for message in shape_messages(messages, form)
-        ]
+    ) -> tuple[str, bool]:
+        """The rendered text, and whether separators were put in."""
+        shaped = list(shape_messages(messages, form))
+        described = list(self.tools if tools is None else tools)
+        protected = [{**tokens.protect(item), "role": item["role"]} for item in shaped]
+        protected_tools = tokens.protect(described)
         try:
             text = self.tokenizer.apply_chat_template(
-                shaped,
-                tools=self.control_tokens.protect(tools) or None,
+                protected,
+                tools=protected_tools or None,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
-                chat_template=source,
+                chat_template=source or self.source,
                 **self.options,
             )
         except Exception as error:
             # Templates raise jinja2 errors, TypeErrors and whatever their filters do.
-            raise RenderFailure(f"{type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"
+            raise RenderFailure(problem, _ORDER_REMEDY) from error
         assert isinstance(text, str)
-        return text
-
-    def _find_form(self) -> MessageForm:
-        user = probe_text()
-        parts = self._text_as(MessageForm(), [_user(user)])
-        form = MessageForm(content_as_parts=parts is None or user not in parts)
-        return self._with_reasoning_form(self._with_call_form(form))
-
-    def _with_call_form(self, form: MessageForm) -> MessageForm:
-        # The right form shows two calls and their results. Where no form shows the results, tools
-        # are unusable anyway and `require_tools` says so.
-        calls, results = (probe_text(), probe_text()), (probe_text(), probe_text())
-        second_best = None
-        for as_text, nine, single in CALL_FORMS:
-            tried = replace(
-                form,
-                arguments_as_text=as_text,
-                nine_character_ids=nine,
-                one_call_per_turn=single,
-            )
-            text = self._text_as(tried, _tool_round(calls, results))
-            if text is None or not all(probe in text for probe in results):
-                continue
-            if all(probe in text for probe in calls):
-                return tried
-            second_best = second_best or tried
-        return second_best or form
-
-    def _with_reasoning_form(self, form: MessageForm) -> MessageForm:
-        for key in REASONING_KEYS:
-            tried = replace(form, reasoning_key=key)
-            beside_text = self._shows_reasoning(tried, calls=False, content="t")
-            beside_calls = self._shows_reasoning(tried, calls=True, content="")
-            if beside_text or beside_calls:
-                both = self._shows_reasoning(tried, calls=True, content="t")
-                # None is a template that raises; one that only leaves reasoning out may have both.
-                return replace(tried, text_or_reasoning=bool(beside_calls) and both is None)
-        return form
-
-    def _shows_reasoning(self, form: MessageForm, *, calls: bool, content: str) -> bool | None:
-        """Whether the last message's reasoning is rendered; None if the template raises."""
-        probe = probe_text()
-        chat = _tool_round(("t",), ()) if calls else [_user("u"), {"role": "assistant"}]
-        chat[-1] = {**chat[-1], "content": content, REASONING_KEYS[0]: probe}
-        text = self._text_as(form, chat, generation_prompt=False)
-        return None if text is None else probe in text
-
-    def _text_as(
-        self, form: MessageForm, chat: Sequence[Message], *, generation_prompt: bool = True
-    ) -> str | None:
-        try:
-            return self._render_as(form, chat, generation_prompt, self.tools)
-        except RenderFailure:
-            return None
+        return text, protected != shaped or protected_tools != described
 
 
 def _template_source(tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> str:
@@ -260,21 +288,5 @@ def _template_source(tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> st
     return str(source)
 
 
-def _user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def _tool_round(arguments: Sequence[str], results: Sequence[str]) -> list[dict[str, Any]]:
-    """A question, calls with one argument each, and the results of the first calls."""
-    calls = [
-        {"id": f"call_{number}", "type": "function", "function": {"name": "f", "arguments": value}}
-        for number, value in enumerate({"text": argument} for argument in arguments)
-    ]
-    return [
-        _user("u"),
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        *(
-            {"role": "tool", "name": "f", "tool_call_id": f"call_{number}", "content": result}
-            for number, result in enumerate(results)
-        ),
-    ]
+def _system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +48,17 @@ class ControlTokens:
             for index, token in tokens.items()
             if not token.content.isspace() and (token.special or token.content in template)
         }
+        self._texts = {index: text for text, index in self.ids.items()}
         self.special_texts = frozenset(text for text in self.ids if tokens[self.ids[text]].special)
         longest_first = sorted(self.ids, key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        # Letters and digits only: a template may strip, escape or JSON-encode what it is given.
-        self._separator = f"sfi{secrets.token_hex(16)}sfi"
+        self._separator = _separator(random_bytes=16)
+
+    def with_other_separator(self) -> ControlTokens:
+        """The same tokens, broken by a separator of other characters and another length."""
+        other = copy(self)
+        other._separator = _separator(random_bytes=len(self._separator))
+        return other
 
     def protect(self, value: Any) -> Any:
         """A copy of messages, tools or a string in which no control token is whole.
@@ -91,12 +99,28 @@ class ControlTokens:
         return length
 
     def encode(self, rendered: str) -> list[int]:
-        """Ids of a text that was rendered from protected input. No special token is added."""
+        """Ids of a text that was rendered from protected input. No special token is added.
+
+        Raises:
+            InputError: The tokenizer makes a control token of other characters, such as full-width
+                ones.
+        """
         pieces = rendered.split(self._separator)
         ids = self._ids(pieces[0])
         for piece in pieces[1:]:
-            ids += self._ids_inside(piece)
+            ids += self.encode_inside(piece)
+        self._refuse_others(pieces, ids)
         return ids
+
+    def encode_inside(self, piece: str) -> list[int]:
+        """Ids of a piece of text that does not stand at the beginning."""
+        # Tokenizers with metaspace put a space before what they take for the start of a text.
+        # Behind a line break they do not; its ids are removed again.
+        if not piece:
+            return []
+        lead = self._ids("\n")
+        ids = self._ids("\n" + piece)
+        return ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(piece)
 
     def _break(self, text: str) -> str:
         parts, start, search_from = [], 0, 0
@@ -119,11 +143,20 @@ class ControlTokens:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return list(ids)
 
-    def _ids_inside(self, piece: str) -> list[int]:
-        # Tokenizers with metaspace put a space before what they take for the start of a text.
-        # Behind a line break they do not; its ids are removed again.
-        if not piece:
-            return []
-        lead = self._ids("\n")
-        ids = self._ids("\n" + piece)
-        return ids[len(lead) :] if ids[: len(lead)] == lead else self._ids(piece)
+    def _refuse_others(self, pieces: Sequence[str], ids: Sequence[int]) -> None:
+        found = Counter(index for index in ids if index in self._texts)
+        found.subtract(self.ids[text] for piece in pieces for _, text in self.spans(piece))
+        for index, count in found.items():
+            if count > 0 and index != self._tokenizer.unk_token_id:
+                raise InputError(
+                    explain(
+                        "Keep control tokens of a message as plain text",
+                        got=f"other characters that the tokenizer reads as {self._texts[index]!r}",
+                        remedy="Remove them from the text",
+                    )
+                )
+
+
+def _separator(random_bytes: int) -> str:
+    # Letters and digits only: a template may strip, escape or JSON-encode what it is given.
+    return f"sfi{secrets.token_hex(random_bytes)}sfi"

@@ -54,8 +54,12 @@ CALL_FORMS: tuple[tuple[bool, bool, bool], ...] = tuple(
 
 
 def shape_messages(messages: Sequence[Message], form: MessageForm) -> Iterator[dict[str, Any]]:
-    """The messages in the template's form (copies)."""
+    """The messages in the template's form (copies).
+
+    A tool message without a name gets that of the call it answers: some templates show it.
+    """
     index = 0
+    messages = list(_with_tool_names(messages))
     while index < len(messages):
         message = messages[index]
         index += 1
@@ -68,6 +72,16 @@ def shape_messages(messages: Sequence[Message], form: MessageForm) -> Iterator[d
             yield from (_shape_one(part, form) for part in _one_by_one(message, results))
         else:
             yield _shape_one(message, form)
+
+
+def _with_tool_names(messages: Sequence[Message]) -> Iterator[Message]:
+    names: dict[Any, Any] = {}
+    for message in messages:
+        names.update((c.get("id"), c["function"]["name"]) for c in message.get("tool_calls") or ())
+        call_id = message.get("tool_call_id")
+        if message.get("role") == "tool" and "name" not in message and names.get(call_id):
+            message = {**message, "name": names[call_id]}
+        yield message
 
 
 def _one_by_one(message: Message, results: Sequence[Message]) -> Iterator[Message]:

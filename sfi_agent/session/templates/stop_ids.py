@@ -103,7 +103,7 @@ def _close_of_calls(template: ChatTemplate) -> str | None:
 def _behind(template: ChatTemplate, marker: str, chat: Sequence[Message]) -> str | None:
     """What is rendered behind the marker, without white space around; None if it is not shown."""
     try:
-        text = template.render(chat, generation_prompt=False)
+        text = template.render([*template.opening, *chat], generation_prompt=False)
     except RenderFailure:
         return None
     _, found, tail = text.rpartition(marker)

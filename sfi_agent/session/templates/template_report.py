@@ -40,6 +40,8 @@ class TemplateReport:
         continuations: How each kind of turn continues, tried on a small conversation.
         drops_reasoning: The reasoning of an answer is left out when the user speaks again: what
             `history.reasoning` "template" follows. Neither value is better.
+        several_calls: The template shows several calls of one turn. Where it does not and the model
+            makes several all the same, their results follow one another, which is logged.
     """
 
     system: bool
@@ -53,6 +55,7 @@ class TemplateReport:
     problems: tuple[str, ...]
     continuations: tuple[TurnContinuation, ...] = ()
     drops_reasoning: bool = False
+    several_calls: bool = True
 
     def __str__(self) -> str:
         rows = [
@@ -63,6 +66,7 @@ class TemplateReport:
             ("stable history with reasoning passed back", self.stable_with_reasoning),
             ("user turns appended without re-rendering", self.continues_user_turns),
             ("tool results appended without re-rendering", self.continues_tool_turns),
+            ("several calls in one turn", self.tools and self.several_calls),
         ]
         lines = [f"{name}: {'yes' if works else 'no'}" for name, works in rows]
         lines.append(f"earlier reasoning: {'left out' if self.drops_reasoning else 'kept'}")
@@ -107,6 +111,7 @@ def check_template(
         problems=tuple(problems),
         continuations=turn_continuations(plain, with_tools, stops),
         drops_reasoning=_drops_reasoning(plain),
+        several_calls=not with_tools.form.one_call_per_turn,
     )
 
 
@@ -114,7 +119,7 @@ def _drops_reasoning(template: ChatTemplate) -> bool:
     user = {"role": "user", "content": "u"}
     thoughtful = {"role": "assistant", "content": "a", "reasoning_content": "r"}
     try:
-        return bool(dropped_reasoning(template, [user, thoughtful, user]))
+        return bool(dropped_reasoning(template, [*template.opening, user, thoughtful, user]))
     except TemplateError:
         return False
 
@@ -150,7 +155,7 @@ def _is_stable(
     previous = ""
     for chat in _growing_chat(tools, reasoning):
         try:
-            text = template.render(chat, generation_prompt=True)
+            text = template.render([*template.opening, *chat], generation_prompt=True)
         except RenderFailure as failure:
             problems.append(f"A longer chat{kind} is refused: {failure}.")
             return False

@@ -111,7 +111,8 @@ class _Trial:
         self.template = template
         self._stop_ids = stop_ids
         self._delta = ChatDelta(template, stop_ids)
-        self._begun = [{"role": "user", "content": "What does the report of Monday say?"}]
+        question = {"role": "user", "content": "What does the report of Monday say?"}
+        self._begun: list[Mapping[str, Any]] = [*template.opening, question]
 
     def continuation(
         self,

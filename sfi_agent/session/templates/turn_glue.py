@@ -8,10 +8,10 @@ that way is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from sfi_agent.session.events import ToolCall
 from sfi_agent.session.templates.chat_template import (
@@ -20,19 +20,22 @@ from sfi_agent.session.templates.chat_template import (
     RenderFailure,
     probe_text,
 )
+from sfi_agent.session.templates.earlier_turns import EarlierTurns, Tails, split_system
 
 __all__ = ["DeltaRefused", "Glue", "Requirement", "TurnGlue"]
 
 Requirement = Literal[
     "renders",
     "marker_is_rendered",
+    "does_not_depend_on_the_answer",
     "close_does_not_depend_on_what_follows",
     "contents_are_rendered",
     "begins_with_control_token",
     "closes_with_a_stop_token",
 ]
-_Head: TypeAlias = tuple[str, Mapping[str, Any]]
-"""A marker and the stand-in assistant message that holds it."""
+
+
+_NO_ANSWER: Literal["does_not_depend_on_the_answer"] = "does_not_depend_on_the_answer"
 
 
 class DeltaRefused(Exception):
@@ -61,6 +64,15 @@ class Glue:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A stand-in assistant message with the marker that it holds, and what its calls say."""
+
+    marker: str
+    assistant: Mapping[str, Any]
+    value: str = ""
+
+
 class TurnGlue:
     """Finds the glue of one template.
 
@@ -72,13 +84,15 @@ class TurnGlue:
     def __init__(self, template: ChatTemplate, stop_texts: frozenset[str]) -> None:
         self._template = template
         self._stop_texts = stop_texts
-        self._proven: dict[tuple[Any, ...], bool] = {}
+        self._earlier = EarlierTurns(template.opening)
+        self._proven: dict[Hashable, bool] = {}
 
     def find(
         self,
         new_messages: Sequence[Message],
         calls: Sequence[ToolCall] = (),
         earlier: Sequence[Message] = (),
+        answer: Message | None = None,
     ) -> Glue:
         """The glue that brings new messages.
 
@@ -86,6 +100,7 @@ class TurnGlue:
             new_messages: What follows the assistant turn; all results of a tool round at once.
             calls: The calls of that turn that the new messages answer; empty otherwise.
             earlier: The messages before that turn, for templates whose glue depends on them.
+            answer: The assistant's message, where it is known and has no calls.
 
         Raises:
             DeltaRefused: Some requirement does not hold for this template and these messages.
@@ -93,14 +108,34 @@ class TurnGlue:
         problem: DeltaRefused | None = None
         for number, head in enumerate(self._heads(calls, _marker_outside(new_messages))):
             try:
-                depends = self._prove(number, new_messages, calls)
-                before = _outline(earlier) if depends and earlier else [_USER]
-                tails = self._tails(before, head, new_messages)
-                return self._split(*tails, after_calls=bool(calls))
+                depends = self._prove(number, new_messages, calls, earlier)
+                tails = self._tails_or_none(head, new_messages)
+                before = self._earlier.choose(earlier, depends, (number, bool(calls)), tails)
+                glue = self._split(*self._tails(before, head, new_messages), bool(calls))
+                if head.value and head.value in glue.text:
+                    raise DeltaRefused(_NO_ANSWER, "calls are shown again later")
+                self._check_answer(glue, before, answer, new_messages)
+                return glue
             except DeltaRefused as refusal:
+                if refusal.requirement == _NO_ANSWER:
+                    raise
                 problem = problem or refusal
         assert problem is not None
         raise problem
+
+    def _check_answer(
+        self, glue: Glue, before: Sequence[Message], answer: Message | None, new: Sequence[Message]
+    ) -> None:
+        """The same stands behind what the model really said: it may have said a word that a
+        template looks for."""
+        if answer is None or answer.get("tool_calls") or not str(answer["content"]).strip():
+            return
+        try:
+            text = self._template.render([*before, answer, *new], generation_prompt=True)
+        except RenderFailure as failure:
+            raise DeltaRefused("renders", str(failure)) from failure
+        if not text.endswith(glue.text):
+            raise DeltaRefused(_NO_ANSWER, "other text stands behind this answer")
 
     def _heads(self, calls: Sequence[ToolCall], marker: str) -> Iterator[_Head]:
         """The marker as text, then, for templates that show no text beside a call or show it
@@ -108,19 +143,27 @@ class TurnGlue:
         answered = calls[:1] if self._template.form.one_call_per_turn else calls
         assistant: dict[str, Any] = {"role": "assistant", "content": marker}
         if not answered:
-            yield marker, assistant
+            yield _Head(marker, assistant)
             return
-        plain = [_stand_in(call, "t") for call in answered]
-        yield marker, {**assistant, "tool_calls": plain}
+        value = probe_text()
+        plain = [_stand_in(call, value) for call in answered]
+        yield _Head(marker, {**assistant, "tool_calls": plain}, value)
         marked = [*plain[:-1], _stand_in(answered[-1], marker)]
-        yield marker, {**assistant, "content": "", "tool_calls": marked}
+        yield _Head(marker, {**assistant, "content": "", "tool_calls": marked}, value)
 
-    def _prove(self, number: int, messages: Sequence[Message], calls: Sequence[ToolCall]) -> bool:
+    def _prove(
+        self,
+        number: int,
+        messages: Sequence[Message],
+        calls: Sequence[ToolCall],
+        earlier: Sequence[Message],
+    ) -> bool:
         """Prove once per kind of head and sequence of roles that the contents come after the
         marker: some templates leave out roles they do not know. Gives back whether the glue
-        depends on earlier turns."""
+        depends on the number and kinds of earlier turns."""
         shape = tuple((str(item["role"]), bool(item.get("tool_calls"))) for item in messages)
-        key = (number, len(calls), shape)
+        system = tuple(str(message["content"]) for message in split_system(earlier)[0])
+        key = (number, len(calls), shape, system)
         if key in self._proven:
             return self._proven[key]
         probes: list[str] = []
@@ -131,31 +174,28 @@ class TurnGlue:
                 message = {**message, "content": probes[-1]}
             chat.append(message)
         head = list(self._heads(calls, probe_text()))[number]
-        _, tail = self._tails([_USER], head, chat)
+        _, tail = self._tails(self._earlier.shortest(earlier), head, chat)
         for probe, role in zip(probes, (role for role, made in shape if not made), strict=True):
             if probe not in tail:
                 raise DeltaRefused("contents_are_rendered", f"messages of role {role} vanish")
-        self._proven[key] = self._depends_on_earlier(head, chat, tail)
+        tails = self._tails_or_none(head, chat)
+        self._proven[key] = self._earlier.structure_matters(earlier, tails)
         return self._proven[key]
 
-    def _depends_on_earlier(self, head: _Head, chat: Sequence[Message], tail: str) -> bool:
-        for earlier in _PASTS:
+    def _tails_or_none(self, head: _Head, new: Sequence[Message]) -> Tails:
+        def tails(earlier: Sequence[Message]) -> tuple[str, str] | None:
             try:
-                _, other = self._tails([*earlier, _USER], head, chat)
+                return self._tails(earlier, head, new)
             except DeltaRefused as refusal:
-                if refusal.requirement != "renders":
-                    return True
-                continue  # This template takes no such past, so it cannot depend on one.
-            if other != tail:
-                return True
-        return False
+                return None if refusal.requirement == "renders" else ("", refusal.requirement)
+
+        return tails
 
     def _tails(
         self, earlier: Sequence[Message], head: _Head, new: Sequence[Message]
     ) -> tuple[str, str]:
         """Text after the marker, without and with the new messages."""
-        marker, assistant = head
-        chat = [*earlier, assistant]
+        chat, marker = [*earlier, head.assistant], head.marker
         try:
             before = self._template.render(chat, generation_prompt=False)
             after = self._template.render([*chat, *new], generation_prompt=True)
@@ -163,9 +203,11 @@ class TurnGlue:
             raise DeltaRefused("renders", str(failure)) from failure
         if marker not in before or marker not in after:
             raise DeltaRefused("marker_is_rendered", "the template shows no assistant message")
+        if before.count(marker) != after.count(marker):
+            raise DeltaRefused(_NO_ANSWER, "the answer is shown again later")
         return before.rpartition(marker)[2], after.rpartition(marker)[2]
 
-    def _split(self, before: str, after: str, *, after_calls: bool) -> Glue:
+    def _split(self, before: str, after: str, after_calls: bool) -> Glue:
         start = self._close_start(before, after, after_calls=after_calls)
         if self._template.control_tokens.first(after[start:]) is None:
             shown = self._template.control_tokens.plain(after[start:])[:20]
@@ -208,41 +250,9 @@ class TurnGlue:
         return closes[0]
 
 
-_USER: Message = {"role": "user", "content": "u"}
-_ANSWER: Message = {"role": "assistant", "content": "a"}
-
-
 def _stand_in(call: ToolCall, value: str) -> Mapping[str, Any]:
     function = {"name": call.name or "unknown", "arguments": {"text": value}}
     return {"id": call.id, "type": "function", "function": function}
-
-
-_PAST_CALL = _stand_in(ToolCall("call_0", "f", {}, ""), "t")
-_PASTS: tuple[tuple[Message, ...], ...] = (
-    (
-        _USER,
-        {"role": "assistant", "content": "", "tool_calls": [_PAST_CALL]},
-        {"role": "tool", "name": "f", "tool_call_id": "call_0", "content": "r"},
-        _ANSWER,
-    ),
-    (_USER, _ANSWER),
-)
-"""Short earlier turns, with tools and without."""
-
-
-def _outline(messages: Sequence[Message]) -> list[Message]:
-    """The same roles and calls with short contents."""
-    outline: list[Message] = []
-    for message in messages:
-        short = {key: message[key] for key in ("role", "name", "tool_call_id") if key in message}
-        short["content"] = "u"
-        if message.get("tool_calls"):
-            short["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": {"text": "t"}}}
-                for call in message["tool_calls"]
-            ]
-        outline.append(short)
-    return outline
 
 
 def _marker_outside(messages: Sequence[Message]) -> str:
