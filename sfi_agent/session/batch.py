@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sfi_agent.engine.batch import BatchDecoding
 from sfi_agent.errors import InputError, explain
+from sfi_agent.session.arguments import one_each
 from sfi_agent.session.session import Session
 
 if TYPE_CHECKING:
     from sfi_agent.session.engine import Engine
 
 __all__ = ["decode_batch"]
-
-T = TypeVar("T")
 
 
 def decode_batch(
@@ -29,11 +28,13 @@ def decode_batch(
     _check_sessions(engine, sessions)
     count = len(sessions)
     nothing: Sequence[int] = ()
-    new_ids = [nothing] * count if token_ids is None else _one_each("token_ids", token_ids, count)
+    new_ids = [nothing] * count
+    if token_ids is not None:
+        new_ids = one_each("token_ids to decode_batch", token_ids, count, "sessions")
     most = (
         [max_new_tokens] * count
         if max_new_tokens is None or isinstance(max_new_tokens, int)
-        else _one_each("max_new_tokens", max_new_tokens, count)
+        else one_each("max_new_tokens to decode_batch", max_new_tokens, count, "sessions")
     )
     with ExitStack() as owned:
         raws = [owned.enter_context(session._raw_decoding("decode_batch")) for session in sessions]
@@ -64,15 +65,3 @@ def _check_sessions(engine: Engine, sessions: Sequence[Session]) -> None:
     if len({id(session) for session in sessions}) < len(sessions):
         got = "the same session twice"
         raise InputError(explain(attempted, got=got, allowed=allowed, remedy="fork it first"))
-
-
-def _one_each(name: str, given: Sequence[T], count: int) -> Sequence[T]:
-    """One value per session, or a refusal."""
-    if isinstance(given, (str, bytes)) or not hasattr(given, "__len__") or len(given) != count:
-        got = f"{len(given)} of them" if hasattr(given, "__len__") else repr(given)
-        raise InputError(
-            explain(
-                f"gave {name} to decode_batch", got=got, allowed=f"one for each of {count} sessions"
-            )
-        )
-    return given

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sfi_agent.engine.batch import BatchDecoding
 from sfi_agent.engine.decoder import DecodeMoves
 from sfi_agent.engine.requests import BlockStep, DenseStep, FastStep, RefreshStep
-from sfi_agent.errors import InputError, explain
-from sfi_agent.session.arguments import at_least
+from sfi_agent.session.arguments import at_least, one_each
 from sfi_agent.session.batch import decode_batch
 from sfi_agent.session.requests import TurnRequest
 from sfi_agent.session.turn import BegunTurn
@@ -41,11 +40,7 @@ def branch_seeds(count: int, seeds: Sequence[int] | None, first: int) -> list[in
     at_least("n", count, 1)
     if seeds is None:
         return [(first + index) % _SEEDS for index in range(count)]
-    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__len__") or len(seeds) != count:
-        got = f"{len(seeds)} of them" if hasattr(seeds, "__len__") else repr(seeds)
-        allowed = f"one for each of {count}"
-        raise InputError(explain("gave seeds to branch", got=got, allowed=allowed))
-    return list(seeds)
+    return one_each("seeds to branch", seeds, count, "branches")
 
 
 def grow_branches(
@@ -53,16 +48,25 @@ def grow_branches(
 ) -> list[SessionType]:
     """See `Session.branch`."""
     branches: list[SessionType] = []
+    configs = [session.config.replace(sampling={"seed": seed}) for seed in seeds]
     stem = session.fork()
+
+    def cancel_all() -> None:
+        for one in (stem, *branches):
+            one.cancel()
+
     try:
-        begun = None if message is None else _begin(stem, message)
-        branches.extend(stem.fork(seed=seed) for seed in seeds)
-        if begun is None or message is None:
-            chat = session._chat
-            stops = chat.stop_ids if chat is not None else frozenset[int]()
-            decode_batch(session.engine, branches, None, None, stops)
-        else:
-            _take_turns(branches, message, begun)
+        with session._cancelled.telling(cancel_all):
+            begun = None if message is None else _begin(stem, message)
+            branches.extend(map(stem.fork, configs))
+            if stem._cancelled.is_set():
+                cancel_all()
+            if begun is None or message is None:
+                chat = session._chat
+                stops = chat.stop_ids if chat is not None else frozenset[int]()
+                decode_batch(session.engine, branches, None, None, stops)
+            else:
+                _take_turns(branches, message, begun)
     except BaseException:
         for branch in branches:
             branch.close()
@@ -78,7 +82,7 @@ def _begin(stem: Session, message: UserInput) -> BegunTurn:
     plan = chat.plan(message)
     core.append(plan.new_ids, 1, plan.kept_tokens)
     before = core.processed_tokens
-    core.prefill_ahead()
+    core.prefill_ahead(stem._cancelled.is_set)
     return BegunTurn(plan, core.processed_tokens - before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -17,19 +18,18 @@ from sfi_agent.session.output.output_reader import (
 from sfi_agent.session.reply import ReuseLostReason
 from sfi_agent.session.templates.chat_delta import ChatDelta
 from sfi_agent.session.templates.chat_template import ChatTemplate
-from sfi_agent.session.templates.dropped_reasoning import (
-    RewrittenChat,
-    dropped_reasoning,
-    rewrite_chat,
-    without_reasoning,
-)
-from sfi_agent.session.templates.history_match import common_prefix, describe_difference
+from sfi_agent.session.templates.dropped_reasoning import without_reasoning
 from sfi_agent.session.templates.stop_ids import stop_ids
-from sfi_agent.session.templates.volatile_prompt import clocks_in_prompt
 from sfi_agent.session.tool_use.tools import Tool, ToolSet
 from sfi_agent.session.transcript import Reread, Transcript, next_call_number
 from sfi_agent.session.turn_plan import TurnPlan
-from sfi_agent.session.user_input import UserInput, normalise_messages
+from sfi_agent.session.turn_planner import TurnPlanner
+from sfi_agent.session.user_input import (
+    UserInput,
+    checked_text,
+    normalise_messages,
+    refuse_repeated,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Chat", "TurnPlan", "make_chat"]
 
 ReasoningHistory: TypeAlias = Literal["keep", "template"]
-# Of the prompt's end: enough to see how the template begins the model's message.
-_LEAST_PROMPT_TOKENS = 64
 _NOT_RUN = "The call was not run: the conversation went on without it."
 
 
@@ -79,12 +77,19 @@ class Chat:
         self._system = system
         self._unsent_results: dict[str, ToolResult] = {}
         self._clocks_are_told = False
+        self._joined_calls_are_told = False
         self._template = ChatTemplate(tokenizer, self.tools.schemas)
         if system is not None:
             self._template.require_system()
         if len(self.tools):
-            self._template.require_tools()
-        self._delta = ChatDelta(self._template, self.stop_ids)
+            self._template.require_tools(beside_system=system is not None)
+        self._planner = TurnPlanner(
+            tokenizer,
+            self._template,
+            ChatDelta(self._template, self.stop_ids),
+            () if system is None else ({"role": "system", "content": system},),
+            with_tools=len(self.tools) > 0,
+        )
         self._format = OutputFormat(
             tokenizer, self._template.source, self.tools.schemas, self.stop_ids
         )
@@ -92,7 +97,7 @@ class Chat:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as messages (a copy)."""
-        return self.transcript.messages or self._system_messages()
+        return self.transcript.messages or [dict(item) for item in self._planner.system_messages]
 
     @property
     def system(self) -> str | None:
@@ -126,48 +131,18 @@ class Chat:
             given, first=not transcript.messages, open_call_ids=[call.id for call in open_calls]
         )
         _refuse_raw_ids(transcript)
+        refuse_repeated(messages, transcript.messages)
         if not transcript.spans:
-            return self._first(messages)
+            return self._planner.first(messages, clocks_are_told=self._clocks_are_told)
         if open_calls and messages[0]["role"] != "tool":
             messages = (*map(self._answer, open_calls), *messages)
         answered = open_calls if messages[0]["role"] == "tool" else ()
-        edited: ReuseLostReason | None = None
-        if not transcript.ends_with_output:
-            # A rewind into a prompt left no assistant turn that a delta could continue.
-            edited = "history_edited"
-        elif self._reasoning == "template" and any(item["role"] == "user" for item in messages):
-            rewritten = rewrite_chat(self._template, transcript, messages)
-            if rewritten is not None:
-                return self._plan_without_reasoning(rewritten, messages)
-        found = self._delta.continue_chat(
-            transcript.token_ids, transcript.messages, messages, answered, rerender_reason=edited
+        plan = self._planner.next(
+            transcript, messages, answered, drops_reasoning=self._reasoning == "template"
         )
-        lost = found.reuse_lost_reason is not None
-        whole = [*transcript.messages, *messages]
-        return TurnPlan(
-            found.kept_tokens,
-            found.new_ids,
-            messages,
-            self._prompt_end(found.kept_tokens, found.new_ids),
-            self.reuse_lost_reason or found.reuse_lost_reason,
-            found.detail,
-            rerendered=lost,
-            dropped=dropped_reasoning(self._template, whole) if lost else (),
-        )
-
-    def _plan_without_reasoning(
-        self, rewritten: RewrittenChat, messages: tuple[dict[str, Any], ...]
-    ) -> TurnPlan:
-        return TurnPlan(
-            rewritten.kept_tokens,
-            rewritten.new_ids,
-            messages,
-            self._prompt_end(rewritten.kept_tokens, rewritten.new_ids),
-            self.reuse_lost_reason or "template_rewrote_history",
-            rewritten.detail,
-            rerendered=True,
-            dropped=rewritten.dropped,
-        )
+        if self._joined_calls_are_told:
+            plan = replace(plan, joined_calls=0)
+        return self._with_reason(plan)
 
     def plan_anew(self, messages: Sequence[dict[str, Any]]) -> TurnPlan:
         """Find the ids for another conversation in place of this one. Changes nothing.
@@ -178,38 +153,40 @@ class Chat:
         Raises:
             TemplateError: The template cannot render them.
         """
-        before, ids = self.transcript.token_ids, self._template.first_prompt(messages)
-        kept = min(common_prefix(before, ids), len(ids) - 1)
-        lost = kept < len(before) - 1
-        return TurnPlan(
-            kept,
-            ids[kept:],
-            tuple(messages),
-            self._prompt_text(ids),
-            self.reuse_lost_reason or ("history_edited" if lost else None),
-            describe_difference(self._tokenizer, before, ids) if lost else "",
-            replaces=True,
-        )
+        return self._with_reason(self._planner.anew(self.transcript.token_ids, messages))
 
     def tokens_of(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """Length of a prompt that is rendered as a whole."""
         return len(self._template.first_prompt(messages))
 
+    def _with_reason(self, plan: TurnPlan) -> TurnPlan:
+        return replace(plan, reuse_lost_reason=self.reuse_lost_reason or plan.reuse_lost_reason)
+
     def begin(self, plan: TurnPlan) -> None:
         """The plan's ids are in the sequence now: note the messages that they carry."""
         transcript = self.transcript
         self._clocks_are_told = True
+        self._joined_calls_are_told |= plan.joined_calls > 0
         if plan.replaces:
             kept_ids = transcript.token_ids[: plan.kept_tokens]
             self.transcript = Transcript()
             self.transcript.append_prompt(plan.messages, [*kept_ids, *plan.new_ids])
             return
-        if plan.rerendered:
+        if plan.rerendered or self._says_less(plan.kept_tokens):
             messages = without_reasoning([*transcript.messages, *plan.messages], plan.dropped)
             transcript.replace_from(plan.kept_tokens, plan.new_ids, messages)
             return
         self._cut(plan.kept_tokens)
         transcript.append_prompt(plan.messages, plan.new_ids)
+
+    def _says_less(self, kept_tokens: int) -> bool:
+        """Whether the ids that stay hold less than the messages, which then have come with the new
+        ids: more than the stop token behind a text gives way."""
+        transcript = self.transcript
+        if kept_tokens >= len(transcript):
+            return False
+        only_a_stop = transcript.last_id in self.stop_ids
+        return not only_a_stop or transcript.spans[-1].start == kept_tokens
 
     def reader(self, plan: TurnPlan) -> OutputReader:
         """Reads the output of the turn that the plan began."""
@@ -271,32 +248,6 @@ class Chat:
         """Tool results as messages, in the order of the calls."""
         return [_result_message(result) for result in results]
 
-    def _first(self, messages: tuple[dict[str, Any], ...]) -> TurnPlan:
-        if self._system is not None and messages[0]["role"] == "system":
-            raise InputError(
-                explain(
-                    "sent a system message into a session that has a system prompt",
-                    remedy="give it either to engine.session(system=...) or as first message",
-                )
-            )
-        if messages[0]["role"] == "system":
-            self._template.require_system()
-        whole = (*self._system_messages(), *messages)
-        ids = self._template.first_prompt(whole)
-        clocks = () if self._clocks_are_told else clocks_in_prompt(self._template, whole)
-        return TurnPlan(0, ids, whole, self._prompt_text(ids), clocks=clocks)
-
-    def _system_messages(self) -> list[dict[str, Any]]:
-        return [] if self._system is None else [{"role": "system", "content": self._system}]
-
-    def _prompt_text(self, new_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(new_ids), skip_special_tokens=False))
-
-    def _prompt_end(self, kept_tokens: int, new_ids: Sequence[int]) -> str:
-        """Text of the new ids, and of some before them where they are few."""
-        ids = self.transcript.token_ids[:kept_tokens]
-        return self._prompt_text([*ids[len(ids) - min(len(ids), _LEAST_PROMPT_TOKENS) :], *new_ids])
-
     def _answer(self, call: ToolCall) -> dict[str, Any]:
         not_run = ToolResult(call.id, call.name, call.error or _NOT_RUN, is_error=True)
         return _result_message(self._unsent_results.get(call.id, not_run))
@@ -341,11 +292,16 @@ def make_chat(
     """A chat, or None where the tokenizer allows none and none was asked for.
 
     Raises:
+        InputError: The system prompt is no text.
         TemplateError: System prompt or tools are given and no chat template is there.
+        ToolDefinitionError: A tool cannot be described or called.
     """
-    asked = system is not None or bool(tools)
+    given = tools if isinstance(tools, ToolSet) else ToolSet(tools)
+    if system is not None:
+        checked_text(system, "opened a session with a system prompt")
+    asked = system is not None or len(given) > 0
     if tokenizer is not None and (asked or getattr(tokenizer, "chat_template", None)):
-        return Chat(tokenizer, generation_config, system, tools, reasoning)
+        return Chat(tokenizer, generation_config, system, given, reasoning)
     if asked:
         raise TemplateError(
             explain(

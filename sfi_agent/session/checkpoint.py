@@ -78,10 +78,11 @@ def load_model(path: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
         model, report = loader.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:
         # Readers of damaged files raise whatever they come upon, types of their own included.
+        got = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise CheckpointError(
             explain(
                 f"tried to load a model from {str(path)!r}",
-                got=f"{type(error).__name__}: {error}",
+                got="no such directory" if _is_missing_directory(path) else got,
                 allowed="a directory with config.json and weights, or a Hub id",
             )
         ) from error
@@ -98,6 +99,13 @@ def load_model(path: str | Path, dtype: str | torch.dtype) -> PreTrainedModel:
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _is_missing_directory(path: str | Path) -> bool:
+    """Whether a path was meant that is not there: a Hub id has one slash, and none in front."""
+    text = str(path)
+    is_path = isinstance(path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1
+    return is_path and not Path(path).exists()
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:

@@ -14,11 +14,13 @@ from sfi_agent.engine.model_shape import inspect_model
 from sfi_agent.engine.runner import Runner
 from sfi_agent.engine.self_check import check_model
 from sfi_agent.engine.switch import AttentionSwitch
-from sfi_agent.errors import ConfigError, InputError, TemplateError, UnsupportedModelError, explain
+from sfi_agent.errors import ConfigError, InputError, TemplateError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.telemetry import Telemetry, default_telemetry
+from sfi_agent.session.arguments import at_least
 from sfi_agent.session.asynchronous.engine_thread import EngineThread
 from sfi_agent.session.checkpoint import find_device, find_dtype, load_model, load_tokenizer
+from sfi_agent.session.engine_parts import check_parts
 from sfi_agent.session.parking import ParkingLimits, ParkingLot
 from sfi_agent.session.policy_check import check_policy
 
@@ -48,7 +50,7 @@ class Engine:
         prefill_chunk_tokens: Tokens per prefill pass; None chooses by device.
         execution: "auto" captures steps of one token, and blocks of rectify and verify, as CUDA
             graphs on a CUDA device, and is eager elsewhere; "eager" never captures.
-        check_numbers: Whether attention that gives numbers which are not finite raises
+        check_numbers: Whether numbers that are not finite, in attention or logits, raise
             `NumericsError`, for debugging; steps are then eager, and the host waits for each layer.
         telemetry: How sessions tell OpenTelemetry what they do; None tells the program's own
             providers, if there are any, without content.
@@ -59,6 +61,8 @@ class Engine:
 
     Raises:
         UnsupportedModelError: The model cannot be decoded slow-fast, with the reason.
+        ConfigError: `execution` is unknown.
+        InputError: Another argument is not usable.
     """
 
     def __init__(
@@ -72,12 +76,9 @@ class Engine:
         telemetry: Telemetry | None = None,
         parking: ParkingLimits | None = None,
     ) -> None:
-        if model.training:
-            raise UnsupportedModelError(
-                explain(
-                    "made an Engine", got="a model in training mode", remedy="call model.eval()"
-                )
-            )
+        check_parts(model, tokenizer, telemetry, parking)
+        if prefill_chunk_tokens is not None:
+            at_least("prefill_chunk_tokens", prefill_chunk_tokens, 1)
         self.model = model
         self.tokenizer = tokenizer
         self.shape = inspect_model(model)
@@ -123,6 +124,7 @@ class Engine:
         Raises:
             CheckpointError: Nothing loadable is there, or a part of it is missing or damaged.
             ConfigError: `device` or `dtype` is unknown or not available.
+            InputError: Another argument is not usable.
             UnsupportedModelError: The model cannot be decoded slow-fast, with the reason.
         """
         place, number_type = find_device(device), find_dtype(dtype)
@@ -160,7 +162,7 @@ class Engine:
 
         Raises:
             ConfigError: The policy does not fit the model (a dense layer it does not have).
-            InputError: `overflow` is neither "error" nor a function.
+            InputError: `overflow` is neither "error" nor a function, or `system` is no text.
             SessionStateError: The engine is closed.
             ToolDefinitionError: A tool cannot be described or called.
             TemplateError: System prompt or tools are given and the chat template takes none.
@@ -168,9 +170,9 @@ class Engine:
         from sfi_agent.session.session import Session
 
         self.thread.require_open("opened a session")
-        config = config or SessionConfig()
-        self.check_config(config)
-        return Session.create(self, config, system, tools, overflow)
+        chosen = SessionConfig() if config is None else config
+        self.check_config(chosen)
+        return Session.create(self, chosen, system, tools, overflow)
 
     def load_session(
         self,
@@ -269,10 +271,10 @@ class Engine:
             SessionBusy: A call on the session is under way.
             SessionStateError: The session is closed.
         """
-        if session.engine is not self:
-            raise InputError(
-                explain("parked a session", got="one of another engine", allowed="one of this")
-            )
+        owner = getattr(session, "engine", None)
+        if owner is not self:
+            got = "one of another engine" if isinstance(owner, Engine) else repr(session)
+            raise InputError(explain("parked a session", got=got, allowed="one of this engine"))
         with session._owner.held_for("park"):
             session._core.open()
             self.parking.park(session._core, to, directory)
@@ -310,7 +312,7 @@ class Engine:
         """
         from sfi_agent.session.warmup import warm_up
 
-        chosen = config or SessionConfig()
+        chosen = SessionConfig() if config is None else config
         self.check_config(chosen)
         return warm_up(
             self,

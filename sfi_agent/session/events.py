@@ -98,7 +98,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """The last event of a turn."""
+    """The last event of a turn.
+
+    Attributes:
+        reply: The turn's own answer, usage and steps; those of a run are sums over its turns.
+    """
 
     reply: Reply
 

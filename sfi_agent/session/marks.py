@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sfi_agent.errors import InputError, SessionStateError, explain
@@ -20,6 +21,7 @@ class Mark:
     token_count: int
     _keeper: MarkKeeper = field(repr=False, compare=False)
     _time: int = field(repr=False)
+    _history_tokens: int = field(repr=False, compare=False)
 
 
 class MarkKeeper:
@@ -33,8 +35,13 @@ class MarkKeeper:
         self._time = 0
         self._cuts: list[tuple[int, int]] = []
 
-    def mark(self, token_count: int, present_tokens: int) -> Mark:
+    def mark(self, token_count: int, present_tokens: int, history_at: Callable[[int], int]) -> Mark:
         """A mark behind the first `token_count` ids.
+
+        Args:
+            token_count: 0 to all of them.
+            present_tokens: How many there are.
+            history_at: How many keys and values a session has that ended behind so many ids.
 
         Raises:
             InputError: There are fewer, or it is no count.
@@ -48,7 +55,7 @@ class MarkKeeper:
                     allowed=f"0 to {present_tokens}, the ids the session has",
                 )
             )
-        return Mark(token_count, self, self._time)
+        return Mark(token_count, self, self._time, history_at(token_count))
 
     def note_cut(self, tokens: int) -> None:
         """The session keeps only its first `tokens` ids from now on."""
@@ -58,8 +65,11 @@ class MarkKeeper:
             self._cuts.pop()
         self._cuts.append((self._time, tokens))
 
-    def check(self, mark: Mark) -> None:
+    def check(self, mark: Mark) -> int:
         """Make sure that a mark may be used.
+
+        Returns:
+            How many keys and values a session has that never went further.
 
         Raises:
             InputError: It belongs to another session, or is no mark.
@@ -84,3 +94,4 @@ class MarkKeeper:
                         allowed="marks set before the place of every later rewind",
                     )
                 )
+        return mark._history_tokens

@@ -67,8 +67,8 @@ def checked_policy(given: object) -> OverflowPolicy:
     Raises:
         InputError: It is neither "error" nor a function.
     """
-    if given == "error" or callable(given):
-        return given
+    if callable(given) or (isinstance(given, str) and given == "error"):
+        return given  # type: ignore[return-value]
     raise InputError(
         explain(
             "opened a session with an overflow that is unknown",

@@ -59,6 +59,7 @@ class Session(TokenSession):
         self._overflow = checked_policy(overflow)
         self._shares_steps = _selects_safely(core.config)
         self._last_reply: Reply | None = None
+        self._turns = 0
         self._streams: weakref.WeakSet[Generator[Event, None, None] | EventStream]
         self._streams = weakref.WeakSet()
 
@@ -191,7 +192,8 @@ class Session(TokenSession):
         """Several continuations, taken together: pick one and close the others.
 
         Every branch is a fork of this session, which stays as it is. The message is processed once
-        and what it became is shared, and the branches share the model's steps.
+        and what it became is shared, and the branches share the model's steps. `cancel()` ends the
+        turns of all of them.
 
         Args:
             n: How many, at least 1.
@@ -265,6 +267,7 @@ class Session(TokenSession):
             self._core.runner,
             self.engine.thread,
             self._shares_steps,
+            self.config.mode == "slow_fast" and self.config.slow_step != "observe",
             ends_only,
         )
 

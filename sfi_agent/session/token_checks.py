@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sfi_agent.errors import ContextOverflowError, InputError, NothingPendingError, explain
 
@@ -20,8 +21,10 @@ def checked_ids(ids: Sequence[int], vocabulary_size: int) -> list[int]:
         InputError: An id is not an integer of the vocabulary.
     """
     allowed = f"a flat sequence of integers from 0 to {vocabulary_size - 1}"
+    # Empty texts and mappings list nothing, and are no ids all the same.
+    listed: Any = None if isinstance(ids, (str, bytes, Mapping)) else ids
     try:
-        values = list(ids.tolist() if hasattr(ids, "tolist") else ids)
+        values = list(listed.tolist() if hasattr(listed, "tolist") else listed)
     except TypeError as error:
         raise InputError(explain("gave token ids", got=repr(ids), allowed=allowed)) from error
     for index, value in enumerate(values):

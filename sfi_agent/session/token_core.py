@@ -9,24 +9,21 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
 from sfi_agent.config import SessionConfig
-from sfi_agent.engine.boundaries import BoundaryMonitor
-from sfi_agent.engine.decoder import DecodeMoves, Decoder
-from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState, StepSettings
+from sfi_agent.engine.decoder import DecodeMoves
+from sfi_agent.engine.decoding_state import DecodeLimits, DecodingState
 from sfi_agent.engine.instruments import Instruments
-from sfi_agent.engine.memory import MemoryLayout
 from sfi_agent.engine.parked_buffers import Place
 from sfi_agent.engine.requests import StepOutcome
 from sfi_agent.engine.runner import Runner
-from sfi_agent.engine.sampling import Sampler
 from sfi_agent.engine.sequence import SequenceState
 from sfi_agent.engine.switch import AttentionSwitch
 from sfi_agent.engine.token_watch import TokenWatch
 from sfi_agent.errors import NothingPendingError, SessionStateError, explain
 from sfi_agent.observe.log import log_event
 from sfi_agent.observe.trace import StepRecord
-from sfi_agent.plugins import build_detector, build_selector
 from sfi_agent.session.ownership import Ownership
-from sfi_agent.session.piece_source import TokenizerPieces
+from sfi_agent.session.policy_parts import empty_sequence, make_decoder
+from sfi_agent.session.settled_history import settled_tokens
 from sfi_agent.session.stats import SessionStats
 from sfi_agent.session.store.lineage import Lineage
 from sfi_agent.session.token_checks import check_pending, check_room, checked_ids
@@ -69,7 +66,7 @@ class TokenCore:
         self.parked: Place | None = None
         self.last_used = 0.0
         self.make_watch: Callable[[Sequence[StepRecord]], TokenWatch] | None = None
-        self._decoder = self._make_decoder()
+        self._decoder = make_decoder(engine, config)
         self._state: DecodingState | None = None
         self._release: weakref.finalize[[PreTrainedModel], TokenCore] | None = None
 
@@ -111,7 +108,7 @@ class TokenCore:
             self._release = weakref.finalize(self, _release, model)
             # At interpreter exit there is nobody left to give the model back to.
             self._release.atexit = False
-            self._state = DecodingState([], self._new_sequence())
+            self._state = DecodingState([], empty_sequence(self.engine, self.config))
             self.status = "open"
             self.engine.parking.register(self)
 
@@ -216,14 +213,19 @@ class TokenCore:
         """Process all ids but the last, which stays pending."""
         self._process(self._opened().unprocessed[:-1])
 
-    def prefill_ahead(self) -> None:
+    def prefill_ahead(self, cancelled: Callable[[], bool]) -> None:
         """Process what forks would otherwise process each for themselves, and leave their decodings
-        what they need to begin as if nothing had been: the tokens whose queries are evidence."""
+        what they need to begin as if nothing had been: the tokens whose queries are evidence.
+
+        Args:
+            cancelled: Asked between chunks; true ends it.
+        """
         state, rows = self._opened(), self.config.refresh.prefill_evidence_queries
         ahead = len(state.unprocessed) - (rows if self.config.mode == "slow_fast" else 1)
         if ahead > 0:
-            self._process(state.unprocessed[:ahead])
-            state.processed_ahead = ahead
+            before = self.processed_tokens
+            self._process(state.unprocessed[:ahead], cancelled)
+            state.processed_ahead = self.processed_tokens - before
 
     def next_logits(self) -> Tensor:
         """What the next token would be drawn from: float32 `[vocabulary]` on the CPU.
@@ -238,23 +240,33 @@ class TokenCore:
             )
         return self._decoder.next_logits(state).cpu()
 
-    def cut(self, tokens: int) -> None:
-        """Keep the first `tokens` ids, their history and their records; the last id is pending."""
+    def history_at(self, tokens: int) -> int:
+        """How much history the session has, had it ended behind its first `tokens` ids."""
+        if tokens == len(self.ids):
+            return self.processed_tokens
+        rectifies = self.config.slow_step == "rectify"
+        return settled_tokens(self.trace, tokens) if rectifies else max(0, tokens - 1)
+
+    def cut(self, tokens: int, history_tokens: int) -> None:
+        """Keep the first `tokens` ids with their records, and no more history than that of
+        `history_tokens` of them; the last id is pending."""
         state = self._opened()
         self.forget(tokens)
-        state.sequence.cut(min(state.sequence.processed_tokens, max(0, tokens - 1)))
-        self.lineage.note_cut(max(0, tokens - 1))
+        kept = min(state.sequence.processed_tokens, history_tokens, max(0, tokens - 1))
+        state.sequence.cut(kept)
+        self.lineage.note_cut(kept)
 
     def fork(self, config: SessionConfig) -> TokenCore:
         """An open core over the same ids; the history is shared, not copied."""
         state = self._opened()
         child = TokenCore(self.engine, config)
-        child.open()
-        assert child._state is not None
-        child._state.ids.extend(state.ids)
-        child._state.prompt_start = state.prompt_start
-        child._state.processed_ahead = state.processed_ahead
-        state.sequence.share_history_with(child._state.sequence)
+        with child.owner.held_for("fork"):  # Nobody parks it before it is whole.
+            child.open()
+            assert child._state is not None
+            child._state.ids.extend(state.ids)
+            child._state.prompt_start = state.prompt_start
+            child._state.processed_ahead = state.processed_ahead
+            state.sequence.share_history_with(child._state.sequence)
         child.trace = list(self.trace)
         child.lineage = self.lineage.copy()
         return child
@@ -272,13 +284,15 @@ class TokenCore:
     def renew_sequence(self) -> None:
         """Put the history into a fresh state, without memories and unknown to captured steps."""
         state = self._opened()
-        fresh = self._new_sequence()
+        fresh = empty_sequence(self.engine, self.config)
         state.sequence.move_history_to(fresh)
         state.sequence = fresh
 
-    def _process(self, ids: Sequence[int]) -> None:
+    def _process(self, ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> None:
         state, size = self._opened(), self.runner.prefill_chunk_tokens
         for start in range(0, len(ids), size):
+            if cancelled():
+                return
             # Chunk by chunk: other sessions take their steps in between.
             self.runner.process(state.sequence, ids[start : start + size])
 
@@ -292,49 +306,6 @@ class TokenCore:
         if self.parked is not None:
             self.engine.parking.begin(self)
         return self._state
-
-    def _new_sequence(self) -> SequenceState:
-        memory, shape = self.config.memory, self.engine.shape
-        layout = None
-        if self.config.mode == "slow_fast":
-            layout = MemoryLayout(
-                memory.sink_tokens, memory.selected_tokens, memory.recent_tokens, shape.device
-            )
-        history = self.config.history
-        return SequenceState(
-            shape.windows,
-            layout,
-            frozenset(memory.dense_layers),
-            history.reserve_tokens,
-            self.engine.runner.host.store if history.device == "cpu" else None,
-        )
-
-    def _make_decoder(self) -> Decoder:
-        config, tokenizer = self.config, self.engine.tokenizer
-        seed = config.sampling.seed
-        detectors = []
-        if config.mode == "slow_fast":
-            detectors = [
-                (entry.name, build_detector(entry, tokenizer, default_seed=seed))
-                for entry in config.boundaries
-            ]
-        pieces = TokenizerPieces(tokenizer) if tokenizer is not None else None
-        sampling = config.sampling
-        return Decoder(
-            self.engine.runner,
-            Sampler(sampling.temperature, sampling.top_p, sampling.top_k, seed),
-            build_selector(config.selector, default_seed=seed),
-            BoundaryMonitor(detectors, pieces),
-            StepSettings(
-                sparse=config.mode == "slow_fast",
-                slow_step=config.slow_step,
-                minimum_segment_tokens=config.refresh.min_segment_tokens,
-                maximum_segment_tokens=config.refresh.max_segment_tokens,
-                evidence_queries=config.refresh.evidence_queries,
-                prefill_evidence_queries=config.refresh.prefill_evidence_queries,
-                lag_tokens=config.refresh.lag,
-            ),
-        )
 
 
 def _release(model: PreTrainedModel) -> None:

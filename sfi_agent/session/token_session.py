@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sfi_agent.config import SessionConfig
 from sfi_agent.engine.instruments import Instruments
+from sfi_agent.errors import InputError, explain
 from sfi_agent.observe.trace import StepRecord
 from sfi_agent.session.cancellation import Cancellation
 from sfi_agent.session.chat import Chat
@@ -154,9 +155,13 @@ class TokenSession:
         """Let functions look on at every later step, in place of those attached before.
 
         Raises:
+            InputError: It is something else.
             SessionBusy: Another call on this session is under way.
             SessionStateError: The session is closed.
         """
+        if not isinstance(instruments, Instruments):
+            allowed = "Instruments; without functions nobody looks on"
+            raise InputError(explain("attached", got=repr(instruments), allowed=allowed))
         with self._owner.held_for("attach"):
             self._core.open()
             self._core.attach(instruments)
@@ -175,11 +180,17 @@ class TokenSession:
 
         Args:
             token_count: Ids before the mark, also inside generated text; None means all.
+
+        Raises:
+            InputError: The session has no such number of ids.
+            SessionStateError: It is closed.
+            SessionBusy: Another call is under way, and not between two steps.
         """
         with self._owner.looking("mark"):
             self._core.open()
             present = len(self._core.ids)
-            return self._marks.mark(present if token_count is None else token_count, present)
+            count = present if token_count is None else token_count
+            return self._marks.mark(count, present, self._core.history_at)
 
     def rewind(self, mark: Mark) -> None:
         """Go back to a mark, as if nothing had happened since. The last id is then pending.
@@ -190,8 +201,8 @@ class TokenSession:
         """
         with self._owner.held_for("rewind"):
             self._core.open()
-            self._marks.check(mark)
-            self._core.cut(mark.token_count)
+            history_tokens = self._marks.check(mark)
+            self._core.cut(mark.token_count, history_tokens)
             if self._chat is not None:
                 self._chat.cut(mark.token_count)
             self._marks.note_cut(mark.token_count)
@@ -206,10 +217,10 @@ class TokenSession:
         Raises:
             ConfigError: The policy does not fit the model, or the seed is not valid.
         """
-        chosen = config or self.config
+        chosen = self.config if config is None else config
+        self.engine.check_config(chosen)
         if seed is not None:
             chosen = chosen.replace(sampling={"seed": seed})
-        self.engine.check_config(chosen)
         with self._owner.looking("fork"):
             chat = self._chat
             if chat is not None:

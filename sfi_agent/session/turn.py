@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,15 @@ from sfi_agent.session.output.output_reader import OutputReader
 from sfi_agent.session.output.text_stream import TextStream
 from sfi_agent.session.overflow import Overflow, OverflowPolicy, ask_hook, checked_messages
 from sfi_agent.session.ownership import Lease
-from sfi_agent.session.reply import CancelledBy, FinishReason, Reply, Usage
+from sfi_agent.session.past_moment import PastMoment
+from sfi_agent.session.reply import Reply, Usage
 from sfi_agent.session.telemetry.session_spans import EventSpan, SessionSpans
 from sfi_agent.session.templates.volatile_prompt import warn_of_clocks
 from sfi_agent.session.token_core import TokenCore
 from sfi_agent.session.tool_use.tool_round import ToolRound
-from sfi_agent.session.transcript import Transcript
 from sfi_agent.session.turn_moves import Errand, TurnMoves
+from sfi_agent.session.turn_plan import warn_of_joined_calls
+from sfi_agent.session.turn_report import log_reply, reply_of
 from sfi_agent.session.user_input import UserInput
 
 if TYPE_CHECKING:
@@ -79,7 +81,6 @@ class TurnRunner:
     overflow: OverflowPolicy
     spans: SessionSpans
     smallest_kept_tokens: int | None = None
-    _turns: int = field(default=0, init=False)
 
     def single(self, given: UserInput, begun: BegunTurn | None = None) -> TurnMoves[None]:
         """One assistant turn; runs no tool (`begun`: see `turn`)."""
@@ -128,7 +129,7 @@ class TurnRunner:
     def _turn(self, given: UserInput, begun: BegunTurn | None, span: EventSpan) -> TurnMoves[Reply]:
         started = time.perf_counter()
         plan: TurnPlan = begun.plan if begun else (yield Errand(partial(self._plan, given)))
-        past, past_trace = self.chat.transcript.copy(), tuple(self.core.trace)
+        past = PastMoment.of(self.core, self.chat)
         limits = self._begin(plan, append=begun is None)
         prompt_tokens, cached = len(self.core.ids), self.core.processed_tokens
         cached -= begun.prefilled_tokens if begun else 0
@@ -141,7 +142,7 @@ class TurnRunner:
                 self.chat.end([record.token_id for record in records], reader.parsed)
                 self._note_cut(plan.kept_tokens)
             else:
-                self._take_back(plan, past, past_trace)
+                past.restore(self.core, self.chat, plan.kept_tokens)
         usage = Usage(
             prompt_tokens=prompt_tokens,
             cached_tokens=cached,
@@ -150,8 +151,9 @@ class TurnRunner:
             reasoning_tokens=reader.parsed.reasoning_tokens,
             reuse_lost_reason=plan.reuse_lost_reason,
         )
-        reply = _reply(reader, usage, self._end(records, reader), records)
-        self._log(reply, plan, time.perf_counter() - started)
+        reply = reply_of(reader.parsed, usage, records, self.chat.stop_ids, self.cancellation.by)
+        seconds = time.perf_counter() - started
+        log_reply(self.core.id, self.session._turns, reply, plan.detail, seconds)
         self.session._last_reply = reply
         return reply
 
@@ -233,7 +235,8 @@ class TurnRunner:
             self.core.append(plan.new_ids, 1, plan.kept_tokens)
         self.chat.begin(plan)
         warn_of_clocks(self.core.id, plan.clocks)
-        self._turns += 1
+        warn_of_joined_calls(self.core.id, plan)
+        self.session._turns += 1
         if room < wanted:
             log_event(
                 "warning",
@@ -245,55 +248,9 @@ class TurnRunner:
             )
         return DecodeLimits(room, self.chat.stop_ids, cancelled=self.cancellation.is_set)
 
-    def _take_back(
-        self, plan: TurnPlan, past: Transcript, past_trace: Sequence[StepRecord]
-    ) -> None:
-        """Failed or cancelled in the prefill: as if the message had not been sent.
-
-        Ids that the turn had given up come back, to be processed again by the next one.
-        """
-        core = self.core
-        # Cut, not forgotten: the prefill has processed what was pending before.
-        core.cut(plan.kept_tokens)
-        given_up = past.token_ids[plan.kept_tokens :]
-        if given_up:
-            core.append(given_up, 0)
-            core.trace.extend(past_trace[len(core.trace) :])
-        self.chat.transcript = past
-
     def _note_cut(self, kept_tokens: int) -> None:
         earlier = self.smallest_kept_tokens
         self.smallest_kept_tokens = kept_tokens if earlier is None else min(earlier, kept_tokens)
-
-    def _end(
-        self, records: Sequence[StepRecord], reader: OutputReader
-    ) -> tuple[FinishReason, CancelledBy | None]:
-        if not records or records[-1].token_id not in self.chat.stop_ids:
-            by = self.cancellation.by
-            return ("length", None) if by is None else ("cancelled", by)
-        return "tool_calls" if reader.parsed.calls else "stop", None
-
-    def _log(self, reply: Reply, plan: TurnPlan, seconds: float) -> None:
-        usage, kinds = reply.usage, [record.kind for record in reply.steps]
-        log_event(
-            "info",
-            "turn_finished",
-            session=self.core.id,
-            turn=self._turns,
-            finish_reason=reply.finish_reason,
-            cancelled_by=reply.cancelled_by,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            prefilled_tokens=usage.prefilled_tokens,
-            output_tokens=usage.output_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            reuse_lost_reason=usage.reuse_lost_reason,
-            reuse_lost_detail=plan.detail or None,
-            fast_tokens=kinds.count("fast"),
-            slow_tokens=kinds.count("slow"),
-            retry_tokens=kinds.count("retry"),
-            seconds=round(seconds, 6),
-        )
 
 
 def _next(moves: DecodeMoves, outcome: StepOutcome | None) -> StepRequest | StepRecord | None:
@@ -302,13 +259,3 @@ def _next(moves: DecodeMoves, outcome: StepOutcome | None) -> StepRequest | Step
         return moves.send(outcome)
     except StopIteration:
         return None
-
-
-def _reply(
-    reader: OutputReader,
-    usage: Usage,
-    end: tuple[FinishReason, CancelledBy | None],
-    records: Sequence[StepRecord],
-) -> Reply:
-    parsed, (reason, by) = reader.parsed, end
-    return Reply(parsed.text, parsed.calls, parsed.reasoning, usage, reason, tuple(records), by)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sfi_agent.observe.log import log_event
 from sfi_agent.session.reply import ReuseLostReason
 
-__all__ = ["TurnPlan"]
+__all__ = ["TurnPlan", "warn_of_joined_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class TurnPlan:
         rerendered: Whether the ids are those of the whole conversation, rendered again.
         dropped: Messages whose reasoning the ids do not hold any more, by index.
         clocks: What makes the beginning of the prompt depend on the time, not told before.
+        joined_calls: How many results follow each other though the template shows one call per
+            turn; 0 where it shows several, and where it was told before.
     """
 
     kept_tokens: int
@@ -37,3 +40,17 @@ class TurnPlan:
     rerendered: bool = False
     dropped: tuple[int, ...] = ()
     clocks: tuple[str, ...] = ()
+    joined_calls: int = 0
+
+
+def warn_of_joined_calls(session_id: str, plan: TurnPlan) -> None:
+    """Log that a turn holds more calls than the template knows, if it does."""
+    if plan.joined_calls:
+        log_event(
+            "warning",
+            "several_calls_in_one_turn",
+            session=session_id,
+            calls=plan.joined_calls,
+            remedy="The chat template shows one call per turn: the calls stay as the model wrote "
+            "them and their results follow one another. Tell the model to make one call at a time",
+        )

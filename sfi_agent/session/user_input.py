@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sfi_agent.errors import InputError, explain
 
-__all__ = ["UserInput", "normalise_messages"]
+__all__ = ["UserInput", "checked_text", "normalise_messages", "refuse_repeated"]
 
 UserInput: TypeAlias = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -46,6 +48,34 @@ def normalise_messages(
     return messages
 
 
+def refuse_repeated(
+    messages: Sequence[Mapping[str, Any]], past: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse messages that begin with the whole conversation so far, which would be in it twice.
+
+    Services without a memory want it each time; a session keeps it.
+
+    Raises:
+        InputError: They do.
+    """
+    said = [_said(message) for message in past if message["role"] != "system"]
+    if len(said) > 1 and [_said(message) for message in messages[: len(said)]] == said:
+        raise InputError(
+            explain(
+                "Send messages into a conversation",
+                got=f"a list that begins with all {len(said)} messages of it",
+                allowed="messages that are new",
+                remedy="Leave out what the session has; to change what was said, rewind to a mark "
+                "or open another session with the whole list",
+            )
+        )
+
+
+def _said(message: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    calls = tuple(call["function"]["name"] for call in message.get("tool_calls", ()))
+    return message["role"], message["content"].strip(), calls
+
+
 def _message(given: Any, index: int) -> dict[str, Any]:
     where = f"Read message {index}"
     if not isinstance(given, Mapping):
@@ -59,10 +89,12 @@ def _message(given: Any, index: int) -> dict[str, Any]:
     message: dict[str, Any] = {"role": role, "content": _content(given, where)}
     for key in ("name", "tool_call_id", "reasoning_content"):
         if given.get(key) is not None:
-            message[key] = _text(given[key], f"{where}: {key}")
+            message[key] = checked_text(given[key], f"{where}: {key}")
     if given.get("tool_calls"):
         if role != "assistant":
             raise _bad(where, f"tool_calls in a {role} message", "tool_calls of an assistant")
+        if not isinstance(given["tool_calls"], (list, tuple)):
+            raise _bad(f"{where}: tool_calls", repr(given["tool_calls"]), "a list of calls")
         message["tool_calls"] = [_call(call, where) for call in given["tool_calls"]]
     return message
 
@@ -74,17 +106,26 @@ def _content(given: Mapping[str, Any], where: str) -> str:
     if isinstance(content, (list, tuple)):
         parts = [_part(part, where) for part in content]
         return "".join(parts)
-    return _text(content, f"{where}: content")
+    return checked_text(content, f"{where}: content")
 
 
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
         shown = part.get("type") if isinstance(part, Mapping) else part
         raise _bad(f"{where}: content", f"a part {shown!r}", '{"type": "text", "text": "..."}')
-    return _text(part.get("text"), f"{where}: content")
+    return checked_text(part.get("text"), f"{where}: content")
 
 
-def _text(value: Any, where: str) -> str:
+def checked_text(value: Any, where: str) -> str:
+    """A text that can be encoded.
+
+    Args:
+        value: What was given.
+        where: What was attempted, for the message.
+
+    Raises:
+        InputError: It is no text, or holds half a character.
+    """
     if not isinstance(value, str):
         raise _bad(where, f"{value!r}", "text")
     try:
@@ -97,16 +138,38 @@ def _text(value: Any, where: str) -> str:
 def _call(given: Any, where: str) -> dict[str, Any]:
     function = given.get("function") if isinstance(given, Mapping) else None
     shape = '{"id": "...", "type": "function", "function": {"name": "...", "arguments": {...}}}'
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if isinstance(arguments, str):
+        # As services hand calls out: the object as JSON.
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = None
+    if not isinstance(function, Mapping) or not isinstance(arguments, Mapping):
         raise _bad(f"{where}: tool_calls", repr(given), shape)
     return {
-        "id": _text(given.get("id"), f"{where}: id of a tool call"),
+        "id": checked_text(given.get("id"), f"{where}: id of a tool call"),
         "type": "function",
         "function": {
-            "name": _text(function.get("name"), f"{where}: name of a tool call"),
-            "arguments": dict(function["arguments"]),
+            "name": checked_text(function.get("name"), f"{where}: name of a tool call"),
+            "arguments": _plain(arguments, f"{where}: arguments of a tool call"),
         },
     }
+
+
+def _plain(value: Any, where: str) -> Any:
+    """What JSON can say, as a copy."""
+    if isinstance(value, str):
+        return checked_text(value, where)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, Mapping):
+        return {checked_text(key, where): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    raise _bad(where, repr(value), "what JSON has: objects, lists, text, finite numbers")
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]], first: bool) -> None:
@@ -115,7 +178,7 @@ def _check_order(messages: Sequence[Mapping[str, Any]], first: bool) -> None:
             raise _bad(
                 f"Read message {index}",
                 "a system message inside a conversation",
-                "a system message at the very beginning",
+                "a system message at the very beginning; later, only messages that are new",
             )
     if messages[-1]["role"] not in ("user", "tool"):
         raise _bad(

@@ -20,7 +20,8 @@ from sfi_agent import (
 )
 from tests.families import model_of
 from tests.test_guarantees.policies import few
-from tests.test_session.conversations import chat_engine, policy
+from tests.test_guarantees.test_bad_input import refuse_to_compute
+from tests.test_session.conversations import chat_engine, policy, require_whole
 
 SLOW_STEPS = ("observe", "rectify", "verify")
 modes = st.one_of(
@@ -129,7 +130,36 @@ def test_raw_sessions_branch_too() -> None:
             branch.close()
 
 
-def test_what_cannot_branch_changes_nothing() -> None:
+@pytest.mark.parametrize("message", ["More. " * 40, None], ids=["message", "pending"])
+@pytest.mark.parametrize("passes", [1, 3, 9])
+def test_cancelling_the_session_cancels_its_branches(
+    message: str | None, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, counted = chat_engine(prefill_chunk_tokens=8), []
+    with engine.session(sampled({}, seed=4).replace(sampling={"max_new_tokens": 200})) as session:
+        session.send("Hello.")
+        forward = engine.model.forward
+
+        def cancelling(*given: Any, **keywords: Any) -> Any:
+            counted.append(0)
+            if len(counted) == passes:
+                session.cancel()
+            return forward(*given, **keywords)
+
+        monkeypatch.setattr(engine.model, "forward", cancelling)
+        branches = session.branch(2, message)
+        assert len(counted) < 30
+        monkeypatch.undo()
+        for branch in branches:
+            if message is not None:
+                assert branch.last_reply is not None
+                assert branch.last_reply.finish_reason == "cancelled"
+            require_whole(branch, exact=False)
+            branch.close()
+        assert session.send("Well?").finish_reason != "cancelled"
+
+
+def test_what_cannot_branch_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = chat_engine(context_tokens=256)
     with engine.session(sampled({})) as session:
         session.send("Hello.")
@@ -139,8 +169,10 @@ def test_what_cannot_branch_changes_nothing() -> None:
                 session.branch(n, "More.", seeds=seeds)  # type: ignore[arg-type]
         with pytest.raises(ContextOverflowError):
             session.branch(2, "word " * 600)
-        with pytest.raises(ValueError, match="seed"):
-            session.branch(2, "More.", seeds=[1, -1])
+        with monkeypatch.context() as patched:
+            refuse_to_compute(engine, patched)
+            with pytest.raises(ValueError, match="seed"):
+                session.branch(2, "More.", seeds=[1, -1])
         with session._owner.held_for("send"), pytest.raises(SessionBusy):
             session.branch(2, "More.")
         assert session.token_ids == ids

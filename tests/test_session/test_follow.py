@@ -128,7 +128,7 @@ def test_bad_input_is_refused_and_nothing_is_lost(name: str) -> None:
         refused(session, [True], InputError, "True")
         refused(session, [[3]], InputError, "number 0")
         refused(session, 3, InputError, "flat sequence")
-        refused(session, "3", InputError, "number 0")
+        refused(session, "3", InputError, "flat sequence")
         too_many = [1] * (CONTEXT_TOKENS - 42)
         refused(session, too_many, ContextOverflowError, f"{CONTEXT_TOKENS} tokens")
         assert len(session.follow([3, 4])) == 2

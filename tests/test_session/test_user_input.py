@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -46,6 +47,38 @@ def test_the_callers_objects_are_not_shared() -> None:
     messages = normalise_messages([user("a"), given, result("r")])
     given["tool_calls"][0]["function"]["arguments"]["query"] = "changed"
     assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"query": "a"}
+
+
+def with_arguments(arguments: Any) -> list[dict[str, Any]]:
+    message = call_message(call())
+    message["tool_calls"][0]["function"]["arguments"] = arguments
+    return [user("a"), message, result("r")]
+
+
+def test_arguments_may_be_the_text_that_services_hand_out() -> None:
+    given = {"text": "x", "list": [1, 2.5, None, True], "more": {"a": []}}
+    expected = normalise_messages(with_arguments(given))
+    assert expected[1]["tool_calls"][0]["function"]["arguments"] == given
+    assert normalise_messages(with_arguments(json.dumps(given))) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("no JSON", "no JSON"),
+        ("[1]", "tool_calls"),
+        (None, "tool_calls"),
+        ({"a": [float("nan")]}, "nan"),
+        ('{"a": Infinity}', "inf"),
+        ({"a": {"b": "\ud800"}}, "surrogate"),
+        ({"\udc00": 1}, "surrogate"),
+        ({1: "a"}, "got 1"),
+        ({"a": {1, 2}}, "{1, 2}"),
+    ],
+)
+def test_arguments_that_no_json_has_are_refused(arguments: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        normalise_messages(with_arguments(arguments))
 
 
 @pytest.mark.parametrize(
