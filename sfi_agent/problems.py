@@ -93,12 +93,21 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]
     """Every problem in a pydantic error about `model`, in the order pydantic found them."""
     schema = model.model_json_schema()
     found: list[Problem] = []
-    for details in error.errors(include_url=False):
+    all_details = error.errors(include_url=False)
+    for details in all_details:
+        if details["type"] == "too_short" and _has_bad_items(details["loc"], all_details):
+            continue
         if details["type"] == _PROBLEMS_ERROR:
             found += [problem.below(details["loc"]) for problem in details["ctx"]["problems"]]
         else:
             found.append(_problem(details, schema))
     return found
+
+
+def _has_bad_items(location: tuple[int | str, ...], details: Iterable[ErrorDetails]) -> bool:
+    """Pydantic counts valid items alone, so a list of wrong ones is also called too short."""
+    below = (other["loc"] for other in details)
+    return any(other[: len(location)] == location != other for other in below)
 
 
 def problem_lines(attempted: str, problems: Sequence[Problem]) -> str:
@@ -163,6 +172,8 @@ def _problem(details: ErrorDetails, schema: Mapping[str, Any]) -> Problem:
         return Problem(path, "unknown key", got=got, allowed=", ".join(siblings), remedy=hint)
     if kind == "value_error":  # Raised by a validator of ours or of a plugin, with its own words.
         return Problem(path, summary=_clean(str(details["ctx"]["error"])))
+    if kind == "too_short":
+        return Problem(path, got=got, allowed=f"a list of at least {details['ctx']['min_length']}")
     fragment = _fragment(schema, location)
     if not fragment or kind not in _SCHEMA_SAYS_IT:
         return Problem(path, summary=_clean(details["msg"]), got=got)

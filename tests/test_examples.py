@@ -127,6 +127,28 @@ def test_the_long_session_prefills_deltas_only(run: Program, stand_in: Path) -> 
     assert [size for _, size in memories] == sorted(size for _, size in memories)
 
 
+AGENT = r"([\d,]+) cached, ([\d,]+) prefilled, (\d+) generated"
+
+
+def test_agents_read_the_log_once_and_one_goes_on_from_the_disk(
+    run: Program, stand_in: Path
+) -> None:
+    told = run("04_sub_agents.py", "--model", str(stand_in), *SMALL, "--agents", "3")
+    ((shared, agents),) = counted(r"([\d,]+) tokens are read once, for (\d+) agents", told)
+    rows = counted(AGENT, told)
+    assert agents == 3 and len(rows) == 4
+    # The pending token, and what rectify left open of a segment, is processed with the question.
+    assert all(cached >= shared - 64 and prefilled < 200 for cached, prefilled, _ in rows)
+    assert rows[-1][0] > rows[0][0], "the loaded agent has its own past"
+
+
+@needs_weights
+def test_agents_of_the_embedded_model_answer_with_tools(run: Program) -> None:
+    told = run("04_sub_agents.py")
+    assert re.search(r"gets phone \d+", told), told
+    assert len(counted(AGENT, told)) == 5
+
+
 @needs_weights
 def test_the_embedded_model_opens_the_log_and_answers_with_tools(run: Program) -> None:
     told = run("01_tool_agent.py")

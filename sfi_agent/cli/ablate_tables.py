@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sfi_agent.cli.fitting_tables import fitting_tables
 from sfi_agent.cli.quantities import seconds_text
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 __all__ = ["print_tables"]
 
-_NAME_CHARACTERS = 16
 _ALONG = "right, and length against dense, by token of the right answer"
 
 Row = dict[str, Any]
@@ -44,44 +42,39 @@ def _print_numbers(console: Console, place: str, rows: list[Row]) -> None:
     names = ["right", "share", "95 %", "slow", "accepted", "agrees", "per token"]
     if not verified:
         names.remove("accepted")
-    table = _table(place, rows, names)
-    for row in rows:
-        if not row["cases"]:
-            table.add_row(row["policy"], f"{row['failed']} failed")
-            continue
-        cells = {
-            "right": f"{row['right']}/{row['parts']}",
-            "share": f"{row['share']:.3f}",
-            "95 %": f"{row['share_low']:.2f}-{row['share_high']:.2f}",
-            "slow": f"{row['slow_share']:.3f}",
-            "accepted": "" if row["acceptance"] is None else f"{row['acceptance']:.2f}",
-            "agrees": f"{row['agreed_share']:.2f}",
-            "per token": seconds_text(row["seconds_per_token"]),
-        }
-        table.add_row(row["policy"], *(cells[name] for name in names))
-    console.print(table)
+    cells = [(row["policy"], *_numbers(row, names)) for row in rows]
+    _print_fitting(console, place, ["policy", *names], cells)
+
+
+def _numbers(row: Row, names: list[str]) -> list[str]:
+    """The cells of a row; of one without a finished run, how many failed."""
+    if not row["cases"]:
+        return [f"{row['failed']} failed", *("" for _ in names[1:])]
+    cells = {
+        "right": f"{row['right']}/{row['parts']}",
+        "share": f"{row['share']:.3f}",
+        "95 %": f"{row['share_low']:.2f}-{row['share_high']:.2f}",
+        "slow": f"{row['slow_share']:.3f}",
+        "accepted": "" if row["acceptance"] is None else f"{row['acceptance']:.2f}",
+        "agrees": f"{row['agreed_share']:.2f}",
+        "per token": seconds_text(row["seconds_per_token"]),
+    }
+    return [cells[name] for name in names]
 
 
 def _print_stretches(console: Console, place: str, rows: list[Row]) -> None:
-    """Policies by stretches; as many tables below each other as the width needs."""
+    """Policies by stretches."""
     known = {
         row["policy"]: {stretch["first_token"]: stretch for stretch in row["stretches"] or ()}
         for row in rows
     }
     firsts = sorted({first for stretches in known.values() for first in stretches})
-    cells = {
-        policy: {first: _stretch_text(stretches.get(first)) for first in firsts}
+    cells = [
+        (policy, *(_stretch_text(stretches.get(first)) for first in firsts))
         for policy, stretches in known.items()
-    }
-    widest = max(len(text) for texts in cells.values() for text in texts.values())
-    names = min(_NAME_CHARACTERS, max(map(len, known)))
-    fitting = max(1, (console.width - names - 3) // (widest + 1))
-    console.print(f"{place}: {_ALONG}", soft_wrap=True)
-    for some in _in_groups(firsts, fitting):
-        table = _table(None, rows, [f"{first:,}" for first in some])
-        for policy, texts in cells.items():
-            table.add_row(policy, *(texts[first] for first in some))
-        console.print(table)
+    ]
+    names = ["policy", *(f"{first:,}" for first in firsts)]
+    _print_fitting(console, f"{place}: {_ALONG}", names, cells)
 
 
 def _stretch_text(stretch: Row | None) -> str:
@@ -93,18 +86,11 @@ def _stretch_text(stretch: Row | None) -> str:
     return f"{text} {stretch['output_tokens'] / dense:.2f}" if dense else text
 
 
-def _in_groups(items: list[int], most: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), most):
-        yield items[start : start + most]
-
-
-def _table(title: str | None, rows: list[Row], names: Iterable[str]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    longest = max(len(row["policy"]) for row in rows)
-    table.add_column("policy", overflow="fold", min_width=min(_NAME_CHARACTERS, longest))
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+def _print_fitting(
+    console: Console, title: str, names: list[str], rows: list[tuple[str, ...]]
+) -> None:
+    console.print(title, style="italic", soft_wrap=True)
+    for table in fitting_tables(names, rows, console.width):
+        console.print()
+        console.print(table)
+    console.print()

@@ -17,6 +17,7 @@ from sfi_agent.cli.choices import (
     EarlyLaunch,
     Json,
     PresetName,
+    check_output_file,
     choose_config,
 )
 from sfi_agent.cli.machine import command_line, machine_facts
@@ -146,8 +147,8 @@ def decode(
         config = config.replace(memory={"selected_tokens": budget})
     if history_device is not None:
         config = config.replace(history={"device": history_device})
-    _check_file("--out", out)
-    _check_file("--plot", plot, suffix=".svg")
+    check_output_file("--out", out)
+    check_output_file("--plot", plot, suffix=".svg")
     chosen = _chosen_arms(arms, DEFAULT_ARMS)
     sizes = (batch, segment, verify_segment, acceptance, chosen, cycles)
     options = DecodeOptions(*sizes, compiled=compile, early_launch=early_launch)
@@ -171,20 +172,6 @@ def decode(
         print_json(document)
     else:
         print_decode(make_console(color=color), shape, result, document["machine"])
-
-
-def _check_file(option: str, file: Path | None, suffix: str = "") -> None:
-    """Found out before the measurement, not after it."""
-    if file is None:
-        return
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise ConfigError(
-            explain(f"set {option}", got=str(file), allowed="a file in a folder that exists")
-        )
-    if suffix and file.suffix.lower() != suffix:
-        raise ConfigError(
-            explain(f"set {option}", got=str(file), allowed=f"a file whose name ends in {suffix}")
-        )
 
 
 def _chosen_arms(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:

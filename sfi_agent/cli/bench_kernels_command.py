@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfi_agent.cli.choices import Color, Device, Json
+from sfi_agent.cli.bench_table import print_columns
+from sfi_agent.cli.choices import Color, Device, Json, check_output_file
 from sfi_agent.cli.output import Progress, make_console, print_json
 from sfi_agent.cli.quantities import bytes_text, count_text
 from sfi_agent.errors import ConfigError, explain
@@ -97,7 +98,7 @@ def kernels(
     Needs an NVIDIA device. Every kernel is compiled and compared with its reference before
     anything is timed; a wrong one is reported instead of its time.
     """
-    _check_out(out)
+    check_output_file("--out", out)
     shape = _shape(
         dtype,
         (hidden_size, intermediate_size, vocabulary),
@@ -121,14 +122,6 @@ def _write(result: KernelBenchmark, out: Path | None, as_json: bool, color: bool
         print_json(document)
     else:
         _print(make_console(color=color), result)
-
-
-def _check_out(out: Path | None) -> None:
-    """Found out before the measurement, not after it."""
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(
-            explain("set --out", got=str(out), allowed="a file in a folder that exists")
-        )
 
 
 def _shape(dtype: str, linear: tuple[int, int, int], **numbers: Any) -> KernelShape:
@@ -210,29 +203,25 @@ def _print(console: Console, result: KernelBenchmark) -> None:
 def _print_workload(
     console: Console, context: int, batch: int, timings: list[KernelTiming]
 ) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     copy = timings[0]
     speed = copy.moved_bytes / copy.median_microseconds / 1e6
     console.print(
         f"\n{context:,} tokens x {count_text(batch, 'sequence')}; a copy of "
         f"{bytes_text(copy.moved_bytes / 2)} runs at {speed:.2f} TB/s"
     )
-    table = Table(box=SIMPLE_HEAD)
     names = ("arm", "of", "median us", "quartiles us", "bytes", "of copy", "of torch")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("arm", "of") else "right", no_wrap=True)
-    for timing in timings:
-        low, high = timing.quartile_microseconds
-        mark = _CACHED_MARK if timing.cached else ""
-        table.add_row(
-            timing.arm,
-            timing.unit,
-            f"{timing.median_microseconds:,.1f}",
-            f"{low:,.1f} - {high:,.1f}",
-            bytes_text(timing.moved_bytes),
-            f"{timing.copy_share:.2f}{mark}",
-            "" if timing.torch_ratio is None else f"{timing.torch_ratio:.2f} x",
-        )
-    console.print(table)
+    print_columns(console, names, [_cells(timing) for timing in timings], left=("of",))
+
+
+def _cells(timing: KernelTiming) -> tuple[str, ...]:
+    low, high = timing.quartile_microseconds
+    mark = _CACHED_MARK if timing.cached else ""
+    return (
+        timing.arm,
+        timing.unit,
+        f"{timing.median_microseconds:,.1f}",
+        f"{low:,.1f} - {high:,.1f}",
+        bytes_text(timing.moved_bytes),
+        f"{timing.copy_share:.2f}{mark}",
+        "" if timing.torch_ratio is None else f"{timing.torch_ratio:.2f} x",
+    )

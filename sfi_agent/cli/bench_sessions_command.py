@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfi_agent.cli.bench_sessions_table import print_sessions
-from sfi_agent.cli.choices import Color, ConfigFile, Device, Json, PresetName, choose_config
+from sfi_agent.cli.choices import (
+    Color,
+    ConfigFile,
+    Device,
+    Json,
+    PresetName,
+    check_output_file,
+    choose_config,
+)
 from sfi_agent.cli.machine import command_line, machine_facts
 from sfi_agent.cli.models import EMBEDDED, EMBEDDED_THREADS, cpu_threads, load_engine
 from sfi_agent.cli.output import Progress, make_console, print_json
@@ -148,7 +156,7 @@ def sessions(
     model that computes what it reads. Saves are beside plain writes of the same bytes.
     """
     config = choose_config(config_file, preset)
-    _check_out(out)
+    check_output_file("--out", out)
     folder = _folder(directory)
     from sfi_agent.evaluation.session_benchmark import ARMS, SessionOptions
 
@@ -186,14 +194,6 @@ def _document(result: SessionBenchmark, shape: str, config: SessionConfig) -> di
         "config": config.resolved(),
         **result.as_json(),
     }
-
-
-def _check_out(out: Path | None) -> None:
-    """Found out before the measurement, not after it."""
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(
-            explain("set --out", got=str(out), allowed="a file in a folder that exists")
-        )
 
 
 def _folder(directory: Path | None) -> Path:

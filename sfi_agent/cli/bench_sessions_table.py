@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sfi_agent.cli.bench_table import machine_line
+from sfi_agent.cli.bench_table import machine_line, print_columns
 from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _print_quick(console: Console, result: SessionBenchmark) -> None:
         taken = "" if cost is None else bytes_text(cost.tensor_bytes)
         back = "" if rewind is None else f"{rewind[0] - rewind[1]:,}"
         rows.append((arm, *_times(result.times[arm]), taken, back, _verdict(result, arm)))
-    _print_table(console, names, rows)
+    print_columns(console, names, rows)
     if (cost := result.forks.get("fork")) is not None:
         grown = cost.resident_bytes
         process = "" if grown is None else f"; the process grew by {bytes_text(max(0, grown))}"
@@ -97,7 +96,7 @@ def _print_disk(console: Console, result: SessionBenchmark) -> None:
         (arm, *_times(result.times[arm]), bytes_text(sizes[arm]) if arm in sizes else "")
         for arm in (*_DISK, *_LOGITS)
     ]
-    _print_table(console, ("arm", "median", "quartiles", "bytes"), rows)
+    print_columns(console, ("arm", "median", "quartiles", "bytes"), rows)
     speed = save.bytes_written / result.times["write"].median_seconds
     where = f" ({disk.file_system})" if disk.file_system else ""
     console.print(
@@ -140,7 +139,7 @@ def _print_second_turn(console: Console, second: SecondTurn, verdict: str) -> No
         for name, cost in (("turn 2", second.turn), ("anew", second.anew))
         for tokens in [f"{cost.usage.prefilled_tokens:,} of {cost.usage.prompt_tokens:,}"]
     ]
-    _print_table(console, ("arm", "first token", "quartiles", "whole turn", "processed"), rows)
+    print_columns(console, ("arm", "first token", "quartiles", "whole turn", "processed"), rows)
     console.print(f"Turn 2 {_found(second.turn)}. Only new ones: {verdict}.")
     console.print(
         f"Its first token came {second.times_faster:.1f} times as soon as when everything was "
@@ -179,15 +178,3 @@ def _verdict(result: SessionBenchmark, arm: str) -> str:
     if target is None:
         return ""
     return "met" if target.met else "missed"
-
-
-def _print_table(console: Console, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    for name in names:
-        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

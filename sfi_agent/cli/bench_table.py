@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sfi_agent.cli.fitting_tables import fitting_tables
 from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text, share_text
 
 if TYPE_CHECKING:
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
     from sfi_agent.evaluation.decode_benchmark import ArmTiming, DecodeBenchmark
 
-__all__ = ["machine_line", "print_decode"]
+__all__ = ["machine_line", "print_columns", "print_decode"]
 
 _COLUMNS = ("arm", "per token", "quartiles", "device", "x dense", "roof", "of roof")
 """Together narrow enough for 80 columns."""
@@ -28,7 +30,7 @@ def print_decode(
         style="bold",
     )
     console.print(machine_line(machine), style="dim")
-    console.print(_table(result))
+    print_columns(console, *_columns(result))
     rounds = max(arm.rounds for arm in result.arms.values())
     console.print(f"Medians of {rounds} samples, taken in turns; per token of each sequence.")
     for name, arm in result.arms.items():
@@ -59,21 +61,24 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def _table(result: DecodeBenchmark) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def print_columns(
+    console: Console,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Collection[str] = (),
+) -> None:
+    """A table with an empty line above and below, or several where the terminal is narrow."""
+    for table in fitting_tables(names, rows, console.width, left=left):
+        console.print()
+        console.print(table)
+    console.print()
 
-    table = Table(box=SIMPLE_HEAD)
+
+def _columns(result: DecodeBenchmark) -> tuple[list[str], list[list[str]]]:
     on_device = any(arm.device_seconds is not None for arm in result.arms.values())
-    for name in _COLUMNS:
-        if name != "device" or on_device:
-            table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
-    for name, arm in result.arms.items():
-        cells = _cells(name, arm)
-        if not on_device:
-            del cells["device"]
-        table.add_row(*cells.values())
-    return table
+    names = [name for name in _COLUMNS if name != "device" or on_device]
+    cells = [_cells(name, arm) for name, arm in result.arms.items()]
+    return names, [[row[name] for name in names] for row in cells]
 
 
 def _cells(name: str, arm: ArmTiming) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ __all__ = [
     "EarlyLaunch",
     "Json",
     "PresetName",
+    "check_output_file",
     "choose_config",
 ]
 
@@ -85,3 +87,28 @@ def choose_config(
     if preset is not None:
         return SessionConfig.preset(preset)
     return default or SessionConfig()
+
+
+def check_output_file(option: str, file: Path | None, *, suffix: str = "") -> None:
+    """Find out before a measurement, not after it, that its result could not be written.
+
+    Args:
+        option: Name of the option, for the message.
+        file: Its value; None is no problem.
+        suffix: What the name has to end in.
+
+    Raises:
+        ConfigError: There is no such folder, the file may not be written, or its name is wrong.
+    """
+    if file is None:
+        return
+    folder = file.absolute().parent
+    allowed = ""
+    if file.is_dir() or not folder.is_dir():
+        allowed = "a file in a folder that exists"
+    elif not os.access(file if file.exists() else folder, os.W_OK):
+        allowed = "a file that can be written to"
+    elif suffix and file.suffix.lower() != suffix:
+        allowed = f"a file whose name ends in {suffix}"
+    if allowed:
+        raise ConfigError(explain(f"set {option}", got=str(file), allowed=allowed))

@@ -24,7 +24,10 @@ _HEAD = """# Command line
 
 Written by `make docs` from the commands; `sfi-agent COMMAND --help` says the same. Results go to
 stdout; progress, warnings and errors go to stderr. Wrong input ends with status 2 and one message
-that says what was attempted, got and allowed; `sfi-agent --debug COMMAND` shows the traceback.
+that says what was attempted, got and allowed; `sfi-agent --debug COMMAND` shows the traceback. A
+file that cannot be written while a command runs is status 1, Ctrl-C is 130. Colours are for
+terminals, and the variable `NO_COLOR` turns them off everywhere. Tables that are too wide for a
+terminal stand in parts below each other.
 """
 
 

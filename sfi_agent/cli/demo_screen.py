@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfi_agent.cli.demo_report import totals
+from sfi_agent.cli.fitting_tables import fitting_tables
 from sfi_agent.cli.quantities import bytes_text, count_text, seconds_text, share_text
 from sfi_agent.cli.step_marks import STYLES, Glyphs, ReasonMarks, marked_lines
 from sfi_agent.session.stats import SessionStats
@@ -30,6 +31,8 @@ _WIDEST_CELLS = 110
 _LABEL_CELLS = 6
 _RESULT_CHARACTERS = 60
 _BAR_CELLS = 40
+_BESIDE_BAR_CELLS = 36
+"""Name, tokens and bytes beside a bar."""
 _SPEEDUP_WORTH_NAMING = 1.2
 
 
@@ -106,8 +109,9 @@ class DemoScreen:
         """Numbers over all turns: time, memory, reasons, agreement."""
         # Tables of this style have an empty line above and below of their own.
         self._print(Rule(" all turns ", style="dim", align="left"))
-        self._print(self._turn_table(), space=0)
-        self._print(*self._memory(), space=0)
+        for table in self._turn_tables():
+            self._print(table)
+        self._print(*self._memory())
         self._print(self._reasons(), space=0)
         self._print(*self._conclusions(), space=0)
 
@@ -161,34 +165,33 @@ class DemoScreen:
             text.append(f"\n{dense.text or '(no answer)'}", style="not dim")
         return text
 
-    def _turn_table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_footer=True)
-        total = totals(self._demo)
-        stats = self._demo.stats
+    def _turn_tables(self) -> Iterator[Table]:
+        total, stats = totals(self._demo), self._demo.stats
         assert stats is not None
-        columns: tuple[tuple[str, Literal["left", "right"], str], ...] = (
-            ("turn", "left", "all"),
-            ("tokens", "right", f"{total['generated_tokens']}"),
-            ("slow share", "right", share_text(stats.slow_share)),
-            ("slow-fast", "right", seconds_text(total["decode_seconds"])),
-            ("dense", "right", seconds_text(total["dense_decode_seconds"])),
-            ("identical", "right", f"{total['identical_tokens']}"),
-            ("answers", "left", f"{total['correct_answers']} of {total['turns']} right"),
-        )
-        for name, justify, footer in columns:
-            table.add_column(name, justify=justify, footer=footer, no_wrap=True)
-        for number, turn in enumerate(self._demo.turns, start=1):
-            tokens = turn.agreement.slow_fast_tokens
-            table.add_row(
+        names = ("turn", "tokens", "slow share", "slow-fast", "dense", "identical", "answers")
+        rows = [
+            (
                 f"{number} {turn.kind}",
-                f"{tokens}",
+                f"{turn.agreement.slow_fast_tokens}",
                 share_text(_stats(*turn.slow_fast.assistant_turns).slow_share),
                 seconds_text(turn.slow_fast.decode_seconds),
                 seconds_text(turn.dense.decode_seconds),
                 f"{turn.agreement.identical_tokens}",
                 _answers(turn),
             )
-        return table
+            for number, turn in enumerate(self._demo.turns, start=1)
+        ]
+        of_all = (
+            "all",
+            f"{total['generated_tokens']}",
+            share_text(stats.slow_share),
+            seconds_text(total["decode_seconds"]),
+            seconds_text(total["dense_decode_seconds"]),
+            f"{total['identical_tokens']}",
+            f"{total['correct_answers']} of {total['turns']} right",
+        )
+        rows.append(of_all)
+        return fitting_tables(names, rows, self._width, left=("answers",), last_apart=True)
 
     def _memory(self) -> list[RenderableType]:
         stats, config = self._demo.stats, self._demo.config
@@ -204,9 +207,10 @@ class DemoScreen:
             ("history", stats.history_tokens, stats.history_bytes),
             ("memory", memory_tokens, stats.memory_bytes),
         )
+        cells = min(_BAR_CELLS, self._width - _BESIDE_BAR_CELLS)
         for name, tokens, size in sizes:
-            filled = round(_BAR_CELLS * tokens / largest)
-            bar = self._glyphs.filled * filled + self._glyphs.empty * (_BAR_CELLS - filled)
+            filled = round(cells * tokens / largest)
+            bar = self._glyphs.filled * filled + self._glyphs.empty * (cells - filled)
             rows.add_row(name, Text(bar, style="cyan"), f"{tokens:,} tokens", f"{bytes_text(size)}")
         dense = len(config.memory.dense_layers)
         sparse = self._model["layers"] - dense

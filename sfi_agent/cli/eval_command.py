@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfi_agent.cli.choices import Color, Device, Dtype, Json
+from sfi_agent.cli.choices import Color, Device, Dtype, Json, check_output_file
 from sfi_agent.cli.models import EMBEDDED, EMBEDDED_THREADS, cpu_threads, is_local, load_engine
 from sfi_agent.cli.output import Progress, make_console, print_json
 from sfi_agent.config import SessionConfig
@@ -127,7 +127,7 @@ def evaluate(
     policies = _policies(config_files or [], presets or [], selected_tokens)
     chosen = _source(model, text, source)
     sizes = WindowSizes(prompt_tokens, continuation_tokens, samples)
-    _check_out(out)
+    check_output_file("--out", out)
     threads = EMBEDDED_THREADS if model == EMBEDDED else None
     with Progress(color=color) as progress, cpu_threads(threads):
         if is_local(model):
@@ -148,13 +148,6 @@ def evaluate(
         "policies": {item.policy: item.as_json() for item in found},
     }
     _deliver(document, found, out, None if as_json else make_console(color=color))
-
-
-def _check_out(out: Path | None) -> None:
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(
-            explain("set --out", got=str(out), allowed="a file in a folder that exists")
-        )
 
 
 def _deliver(

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from sfi_agent.cli.fitting_tables import fitting_tables
 from sfi_agent.cli.quantities import count_text, share_text
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class EvalScreen:
     def show(self) -> None:
         """Everything, from what was measured to the verdicts."""
         self._print(*self._opening())
-        self._print(self._table())
+        for table in self._tables():
+            self._print(table)
         self._print(*self._legend())
         for policy in self._policies:
             self._print(Rule(f" {policy.policy} ", style="dim", align="left"), self._detail(policy))
@@ -97,15 +98,13 @@ class EvalScreen:
         for window in windows:
             yield Text(f"  {window['origin']}", style="dim")
 
-    def _table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
-        for name in _COLUMNS:
-            first = name == "policy"
-            table.add_column(name, justify="left" if first else "right", no_wrap=not first)
+    def _tables(self) -> Iterator[Table]:
+        """One table, or on a narrow terminal several with a part of the columns each."""
+        rows, styles = [], []
         for policy in self._policies:
-            table.add_row(*_continuation_row(policy))
-            table.add_row(*_text_row(policy.forced["text"]), style="dim")
-        return table
+            rows += [tuple(_continuation_row(policy)), tuple(_text_row(policy.forced["text"]))]
+            styles += [None, "dim"]
+        return fitting_tables(_COLUMNS, rows, self._width, styles=styles)
 
     def _legend(self) -> Iterator[Text]:
         tokens = self._document["settings"]["continuation_tokens"]

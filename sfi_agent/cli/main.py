@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,8 @@ from sfi_agent.errors import ConfigError, SfiError, explain
 __all__ = ["app"]
 
 USER_ERROR_STATUS = 2
+SYSTEM_ERROR_STATUS = 1
+_DEBUG_REMEDY = "`sfi-agent --debug COMMAND` says where"
 
 
 class _Commands(TyperGroup):
@@ -40,6 +43,11 @@ class _Commands(TyperGroup):
                 raise
             print_error(error)
             raise typer.Exit(USER_ERROR_STATUS) from error
+        except OSError as error:  # A full disk, say. Whoever closed the pipe wants no message.
+            if ctx.params.get("debug") or error.errno == errno.EPIPE:
+                raise
+            print_error(explain("read or wrote a file", got=str(error), remedy=_DEBUG_REMEDY))
+            raise typer.Exit(SYSTEM_ERROR_STATUS) from error
 
 
 app = typer.Typer(
@@ -48,7 +56,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # Its boxes cut names of options off on narrow terminals.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(
@@ -87,16 +95,16 @@ def sfi_agent(
     """Slow-fast sparse decoding for agent loops on Hugging Face checkpoints."""
 
 
-app.command()(demo)
-app.command()(chat)
-app.command()(plugins)
-app.command("eval")(evaluate)
-app.command()(ablate)
-app.command()(warmup)
-bench.command()(decode)
-bench.command()(kernels)
-bench.command()(sessions)
-app.add_typer(bench, name="bench")
+app.command(short_help="Play a session on the embedded model.")(demo)
+app.command(short_help="Talk to a model over one lasting history.")(chat)
+app.command(short_help="List detectors and selectors.")(plugins)
+app.command("eval", short_help="Measure the distance to dense decoding.")(evaluate)
+app.command(short_help="Play a grid of policies; write a report.")(ablate)
+app.command(short_help="Compile and capture steps ahead of time.")(warmup)
+bench.command(short_help="Time whole decodings and their steps.")(decode)
+bench.command(short_help="Time the GPU kernels alone.")(kernels)
+bench.command(short_help="Measure forks, rewinds, saves, turns.")(sessions)
+app.add_typer(bench, name="bench", short_help="Measure what steps and sessions cost.")
 
 
 @bench.callback()

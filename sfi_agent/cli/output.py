@@ -53,7 +53,7 @@ def print_json(value: object, *, one_line: bool = False) -> None:
     sys.stdout.flush()
 
 
-def print_error(error: SfiError) -> None:
+def print_error(error: SfiError | str) -> None:
     """One clean message on stderr, without a traceback."""
     print(f"sfi-agent: {error}", file=sys.stderr)
 

@@ -101,7 +101,7 @@ def _table(title: str, entries: Sequence[Registered]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("name", style="cyan", no_wrap=True)
     table.add_column("origin", overflow="fold")
-    table.add_column("options with their defaults")
+    table.add_column("options with their defaults", overflow="fold")
     for entry in entries:
         options = Text()
         for option in _options(entry):

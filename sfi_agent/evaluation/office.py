@@ -20,7 +20,7 @@ from sfi_agent.config import SessionConfig
 from sfi_agent.embedded import checkpoint_path, make_case
 from sfi_agent.embedded.intervals import wilson_interval
 from sfi_agent.embedded.world import VARIANTS
-from sfi_agent.errors import InputError, explain
+from sfi_agent.errors import InputError, SfiError, explain
 from sfi_agent.evaluation.dialogue import token_counter
 from sfi_agent.evaluation.play import DENSE, TurnRun, play_case
 from sfi_agent.evaluation.tasks.office import office_case
@@ -192,7 +192,10 @@ def _rounded(interval: tuple[float, float]) -> list[float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line; see the module text."""
-    parser = argparse.ArgumentParser(description="Presets on the reports of office logs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sfi_agent.evaluation.office",
+        description="Presets on the reports of office logs.",
+    )
     parser.add_argument("--model", type=Path, default=None, help="default: the shipped checkpoint")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--log-tokens", type=int, default=4096, help="length of each log")
@@ -201,14 +204,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="presets to measure")
     parser.add_argument("--json", type=Path, default=None, help="write the results here")
     options = parser.parse_args(arguments)
-    engine = Engine.from_pretrained(options.model or checkpoint_path(), device=options.device)
-    results = evaluate_presets(
-        engine,
-        log_tokens=options.log_tokens,
-        cases=options.cases,
-        selected_tokens=options.selected_tokens,
-        presets=options.presets,
-    )
+    try:
+        engine = Engine.from_pretrained(options.model or checkpoint_path(), device=options.device)
+        results = evaluate_presets(
+            engine,
+            log_tokens=options.log_tokens,
+            cases=options.cases,
+            selected_tokens=options.selected_tokens,
+            presets=options.presets,
+        )
+    except SfiError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(office_table(results))
     if options.json:
         report = [result.as_json() for result in results]

@@ -39,6 +39,22 @@ def test_short_answers_have_one_table(stretches: int | None) -> None:
     assert not any("length against dense" in line for line in lines)
 
 
+@pytest.mark.parametrize("columns", [50, 60, 80, 140])
+def test_every_number_stands_beside_the_name_of_its_policy(columns: int) -> None:
+    found = rows(None)
+    found[1]["acceptance"] = 0.75
+    lines = printed(found, columns)
+    assert all(len(line) <= columns and "…" not in line for line in lines)
+    heads = [line.split()[1:] for line in lines if line.split()[:1] == ["policy"]]
+    assert " ".join(sum(heads, [])) == "right share 95 % slow accepted agrees per token"
+    for row in found:
+        # A long name is folded; its first line has the numbers.
+        own = [line for line in lines if line.strip() and row["policy"].startswith(line.split()[0])]
+        assert len(own) >= len(heads)
+    accepted = [line for line in lines if " 0.75" in line]
+    assert any(found[1]["policy"].startswith(line.split()[0]) for line in accepted)
+
+
 @pytest.mark.parametrize(("columns", "tables"), [(140, 1), (60, 2)])
 def test_long_answers_have_a_second_table_that_fits(columns: int, tables: int) -> None:
     found = rows(5)

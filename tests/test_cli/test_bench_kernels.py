@@ -51,11 +51,13 @@ def test_the_table(invoke: Invoke) -> None:
 
 @pytest.mark.usefixtures("reference_allowed")
 def test_what_is_left_out_is_said(invoke: Invoke) -> None:
-    result = invoke(*ARGUMENTS, "--batch", "17")
+    batches = ARGUMENTS.index("--batch")
+    only = (*ARGUMENTS[: batches + 2], *ARGUMENTS[batches + 4 :])
+    result = invoke(*only, "--batch", "17")
     assert result.exit_code == 0, result.stderr
     said = "linear_... left out with 17 sequences: the kernels take up to 16 rows"
     assert said in " ".join(result.stdout.split())
-    assert sum(line.split()[:1] == ["linear_head"] for line in result.stdout.splitlines()) == 2
+    assert sum(line.split()[:1] == ["linear_head"] for line in result.stdout.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("reference_allowed")

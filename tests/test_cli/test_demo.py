@@ -73,6 +73,40 @@ def document(result_of_json: Result) -> Any:
     return json.loads(result_of_json.stdout)
 
 
+@pytest.fixture(scope="module")
+def demo() -> Demo:
+    """One that was played; tests that change something take a copy."""
+    engine, conversation = stand_in_engine(), conversation_of(SEED, LOG_TOKENS)
+    played = Demo(
+        conversation,
+        LOG_TOKENS,
+        SessionConfig.preset("faithful", sampling={"max_new_tokens": 256}),
+    )
+    with memorised(engine, conversation):
+        play(engine, played, on_stage=ignore, on_token=ignore, on_turn=ignore)
+    return played
+
+
+def ignore(_: object) -> None:
+    """For what nobody wants to be told."""
+
+
+def show(demo: Demo, console: Console) -> None:
+    screen, turns = DemoScreen(console, demo, MODEL), list(demo.turns)
+    screen.opening()
+    for number, turn in enumerate(turns):
+        demo.turns = turns[: number + 1]
+        screen.turn(turn)
+    screen.closing()
+
+
+def shown(demo: Demo, width: int = 100) -> str:
+    console = Console(file=StringIO(), width=width, markup=False, highlight=False)
+    show(demo, console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
 def words(text: str) -> str:
     return " ".join(text.split())
 
@@ -197,18 +231,30 @@ def test_the_dense_session_is_dense_and_plays_the_same(document: Any) -> None:
         assert agreement["identical_tokens"] == agreement["dense_tokens"]
 
 
-def test_colours_only_where_they_are_wanted() -> None:
+def test_colours_only_where_they_are_wanted(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play_again(*given: Any) -> dict[str, Any]:
+        (console,) = (item for item in given if isinstance(item, Console))
+        show(demo, console)
+        return {}
+
+    monkeypatch.setattr(demo_command, "_play", play_again)
     coloured, plain = run_demo(FORCE_COLOR="1"), run_demo("--no-color", FORCE_COLOR="1")
     assert "\x1b[1;36mP" in coloured.stdout and "\x1b[1;33me" in coloured.stdout
     assert "36m" not in plain.stdout and "33m" not in plain.stdout and "P" in plain.stdout
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
-    lines = run_demo(COLUMNS=str(columns)).stdout.splitlines()
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut_off(
+    columns: int, demo: Demo
+) -> None:
+    lines = shown(demo, columns).splitlines()
     assert max(map(len, lines)) <= columns
-    if columns >= 80:
-        assert not any("…" in line for line in lines)
+    assert not any("…" in line for line in lines)
+    heads = [line.split() for line in lines if line.startswith("turn ")]
+    assert sum((line[1:] for line in heads), []) == (
+        "tokens slow share slow-fast dense identical answers".split()
+    )
+    assert len(heads) == (2 if columns == 60 else 1)
 
 
 def test_other_policies_can_be_shown(tmp_path: Path) -> None:
@@ -218,7 +264,8 @@ def test_other_policies_can_be_shown(tmp_path: Path) -> None:
     said = words(run_demo("--config", str(file)).stdout)
     assert "I interval: 5 tokens" not in said  # times stand between mark and reason
     assert "interval: 5 tokens" in said and "every_five.yaml" in said.replace(" ", "")
-    assert "preset fast; selector question" in words(run_demo("--preset", "fast").stdout)
+    fast, name = demo_command._policy(None, "fast")
+    assert (fast.selector.name, name) == ("question", "preset fast")
 
 
 def test_threads_are_those_asked_for_and_given_back() -> None:
@@ -234,32 +281,8 @@ def test_threads_are_those_asked_for_and_given_back() -> None:
     assert torch.get_num_threads() == 1
 
 
-def ignore(_: object) -> None:
-    """For what nobody wants to be told."""
-
-
-def played_demo() -> Demo:
-    engine, conversation = stand_in_engine(), conversation_of(SEED, LOG_TOKENS)
-    demo = Demo(conversation, LOG_TOKENS, SessionConfig(sampling={"max_new_tokens": 256}))
-    with memorised(engine, conversation):
-        play(engine, demo, on_stage=ignore, on_token=ignore, on_turn=ignore)
-    return demo
-
-
-def shown(demo: Demo) -> str:
-    console = Console(file=StringIO(), width=100, markup=False, highlight=False)
-    screen, turns = DemoScreen(console, demo, MODEL), list(demo.turns)
-    screen.opening()
-    for number, turn in enumerate(turns):
-        demo.turns = turns[: number + 1]
-        screen.turn(turn)
-    screen.closing()
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return words(text)
-
-
-def test_disagreement_is_shown_with_what_dense_said() -> None:
-    demo = played_demo()
+def test_disagreement_is_shown_with_what_dense_said(demo: Demo) -> None:
+    demo = replace(demo, turns=list(demo.turns))
     turn = demo.turns[1]
     assert turn.agreement.complete and turn.slow_fast.correct
     first = turn.dense.assistant_turns[0]
@@ -276,14 +299,14 @@ def test_disagreement_is_shown_with_what_dense_said() -> None:
     assert (agreement.identical_tokens, agreement.same_answer) == (7, False)
     assert not agreement.complete
     demo.turns[1] = replace(turn, dense=dense, agreement=agreement)
-    said = shown(demo)
+    said = words(shown(demo))
     assert f"identical for 7 of {agreement.slow_fast_tokens} tokens, another answer" in said
     assert "Something else." in said and "right, dense wrong" in said
     assert "4 of 5 answers are the same. Right: 5 slow-fast, 4 dense." in said
 
 
-def test_a_tool_that_fails_and_a_call_that_cannot_be_read_are_shown() -> None:
-    demo = played_demo()
+def test_a_tool_that_fails_and_a_call_that_cannot_be_read_are_shown(demo: Demo) -> None:
+    demo = replace(demo, turns=list(demo.turns))
     turn = demo.turns[0]
     first, *rest = turn.slow_fast.assistant_turns
     ((call, result),) = first.calls
@@ -293,7 +316,7 @@ def test_a_tool_that_fails_and_a_call_that_cannot_be_read_are_shown() -> None:
     demo.turns[0] = replace(
         turn, slow_fast=replace(turn.slow_fast, assistant_turns=(changed, *rest), correct=False)
     )
-    said = shown(demo)
+    said = words(shown(demo))
     assert "{broken() → open_log failed: no such day" in said
     assert "check wrong" in said and "wrong, dense right" in said
     json.dumps(demo_json(demo, MODEL))

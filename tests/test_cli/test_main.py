@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+import typer
+import yaml
+from typer.testing import CliRunner
 
 from sfi_agent import ConfigError
-from sfi_agent.cli import demo_command
+from sfi_agent.cli import demo_command, plugins_command
+from sfi_agent.cli.main import app
 from tests.distributions import write_distribution
 from tests.test_cli.conftest import Invoke
 
@@ -72,6 +79,24 @@ def test_a_broken_plugin_stops_neither_help_nor_the_list(
     assert "nothing_of_this_name" in broken["error"]
 
 
+@pytest.mark.parametrize("columns", [50, 60, 80, 200])
+def test_help_cuts_nothing_off(columns: int) -> None:
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        asked = [*path, "--help"]
+        lines = CliRunner().invoke(app, asked, terminal_width=columns).stdout.splitlines()
+        assert max(map(len, lines)) <= columns
+        told = [line for line in lines if not line.startswith("Usage: ")]
+        assert not any("…" in line or "..." in line for line in told), path
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert any(line.strip().startswith(option.opts[0]) for line in lines), option.opts
+        for name, child in getattr(command, "commands", {}).items():
+            assert any(line.split()[:1] == [name] for line in lines), name
+            walk(child, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+
+
 def test_version(invoke: Invoke) -> None:
     result = invoke("--version")
     assert result.exit_code == 0
@@ -85,15 +110,56 @@ def test_version(invoke: Invoke) -> None:
         (["demo", "--preset", "fast", "--config", "x.yaml"], "chose a policy twice"),
         (["chat", "embedded", "--config", "missing.yaml"], "missing.yaml"),
         (["--log-level", "loud", "plugins"], "allowed: debug, info, warning, error"),
+        (["chat", "./no/such/checkpoint"], "got no such directory; allowed: a directory"),
         (["bench", "decode", "--out", "/nowhere/at/all.json"], "a folder that exists"),
+        (["bench", "decode", "--plot", "times.png"], "a file whose name ends in .svg"),
+        (["ablate", "--report", "/nowhere"], "give the folder that --out named"),
+        (["ablate", "missing.yaml", "--plan"], "missing.yaml"),
     ],
 )
 def test_errors_are_one_message_on_stderr(arguments: list[str], said: str, invoke: Invoke) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("sfi-agent: ") and said in result.stderr
-    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    progress, _, message = result.stderr.rpartition("sfi-agent: ")
+    assert said in message and len(message.strip().splitlines()) == 1
+    assert "Traceback" not in progress and "sfi-agent" not in progress
+
+
+@pytest.mark.parametrize(
+    "command", [("eval", "embedded"), ("bench", "decode"), ("bench", "sessions")]
+)
+def test_a_file_that_cannot_be_written_is_found_out_before_anything_is_measured(
+    command: tuple[str, ...], invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    result = invoke(*command, "--out", str(tmp_path / "result.json"))
+    assert result.exit_code == 2 and "a file that can be written to" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_is_one_message(
+    options: tuple[str, ...], invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("print_json", "_print"):
+        monkeypatch.setattr(plugins_command, name, full)
+    result = invoke("plugins", *options)
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith("sfi-agent: ") and "No space left" in result.stderr
+    assert isinstance(invoke("--debug", "plugins", *options).exception, OSError)
+
+
+def test_a_list_of_wrong_entries_is_not_called_empty_too(invoke: Invoke, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    task = {"name": "office_reprot_easy", "context_tokens": [600]}
+    grid.write_text(yaml.safe_dump({"tasks": [task]}))
+    wrong = invoke("ablate", str(grid), "--plan").stderr
+    assert "(1 problem)" in wrong and "Perhaps 'office_report_easy' was meant" in wrong
+    grid.write_text(yaml.safe_dump({"tasks": []}))
+    assert "got []; allowed: a list of at least 1" in invoke("ablate", str(grid), "--plan").stderr
 
 
 def test_debug_shows_where_an_error_came_from(invoke: Invoke) -> None:
@@ -104,9 +170,9 @@ def test_debug_shows_where_an_error_came_from(invoke: Invoke) -> None:
 def test_errors_in_a_child_leave_stdout_empty(
     child_environment: Callable[..., dict[str, str]],
 ) -> None:
-    done = child(child_environment(), "chat", "/no/such/folder", "--json")
+    done = child(child_environment(), "demo", "--json", "--config", "missing.yaml")
     assert done.returncode == 2 and done.stdout == ""
-    assert "tried to load a model from '/no/such/folder'" in done.stderr
+    assert "cannot read the configuration missing.yaml" in done.stderr
     assert "Traceback" not in done.stderr
 
 

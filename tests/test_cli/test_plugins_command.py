@@ -43,6 +43,16 @@ def test_the_list_is_the_registry(invoke: Invoke) -> None:
     assert document["broken"] == []
 
 
+@pytest.mark.parametrize("columns", [46, 60])
+def test_a_narrow_terminal_shows_every_option_whole(columns: int, invoke: Invoke) -> None:
+    told = invoke("plugins", columns=columns).stdout
+    assert "…" not in told and max(map(len, told.splitlines())) <= columns
+    for entry in load_plugins().selectors.values():
+        for name in entry.config_model.model_fields:
+            # A word that is too long for its column is folded.
+            assert name[:8] in told
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_tables_name_everything(columns: int, invoke: Invoke) -> None:
     result = invoke("plugins", columns=columns)

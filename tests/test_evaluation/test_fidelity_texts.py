@@ -111,6 +111,10 @@ def test_a_text_just_long_enough(tmp_path: Path) -> None:
     path.write_text("x" * 59)
     with pytest.raises(InputError, match=r"got 59 tokens; allowed: at least 60 tokens \(50 of"):
         file_windows(engine(byte_tokenizer()), path, WindowSizes(50, 10, 1))
+    # Refused before a billion places are looked at.
+    path.write_text("x" * 70)
+    with pytest.raises(InputError, match=r"room for \d different windows"):
+        file_windows(engine(byte_tokenizer()), path, WindowSizes(50, 10, 10**9))
     path.write_text("x" * 61)
     with pytest.raises(InputError, match="room for . different windows"):
         file_windows(engine(byte_tokenizer()), path, WindowSizes(50, 10, 3))

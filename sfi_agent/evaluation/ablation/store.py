@@ -108,7 +108,8 @@ class ResultsFolder:
         path = self.folder / _STORE
         if not path.is_file():
             got = "no store.json" if self.folder.is_dir() else "no such folder"
-            raise _refused(self.folder, got, "a folder that an ablation wrote")
+            remedy = "give the folder that --out named when the ablation ran"
+            raise _refused(self.folder, got, "a folder that an ablation wrote", remedy)
         document = _read_checked(path)
         if document is None:
             remedy = f"the runs cannot be told apart without it; {_FOREIGN_REMEDY}"

@@ -46,6 +46,8 @@ def file_windows(engine: Engine, path: Path, sizes: WindowSizes) -> list[Window]
     last = reader.last_start(text)
     if last is None:
         raise _too_short(path, f"{reader.count(text):,} tokens", reader)
+    if sizes.samples > last + 1:
+        raise _too_short(path, f"room for {last + 1:,} different windows", reader)
     steps = max(1, sizes.samples - 1)
     starts = [_line_start(text, last * index // steps) for index in range(sizes.samples)]
     if len(set(starts)) < sizes.samples:

@@ -7,6 +7,7 @@ published ones.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -75,5 +76,10 @@ def task_named(name: str) -> Task:
     """
     task = TASKS.get(name) if isinstance(name, str) else None
     if task is None:
-        raise InputError(explain("no task has this name", got=repr(name), allowed=", ".join(TASKS)))
+        near = difflib.get_close_matches(str(name), TASKS, n=1)
+        remedy = f"Perhaps {near[0]!r} was meant" if near else ""
+        allowed = ", ".join(TASKS)
+        raise InputError(
+            explain("no task has this name", got=repr(name), allowed=allowed, remedy=remedy)
+        )
     return task
