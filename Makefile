@@ -13,6 +13,8 @@ VENV ?= .venv
 # Installed first, so that the range in pyproject.toml never pulls another build of torch. Give
 # another version, or pip options that name an index of CPU-only builds, in this variable.
 TORCH_SPEC ?= torch==2.13.0
+# Processes of the suite; each computes with one thread.
+TEST_WORKERS ?= 2
 # Processes of test-gpu: most of its time is compiling kernels on the host.
 GPU_WORKERS ?= 6
 SOAK_OPERATIONS ?= 1000
@@ -31,10 +33,11 @@ demo: $(INSTALLED)
 	$(BIN)/sfi-agent demo $(DEMO_ARGS)
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 soak: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest tests/test_soak --soak-operations=$(SOAK_OPERATIONS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/test_soak -n $(TEST_WORKERS) --soak-operations=$(SOAK_OPERATIONS) \
+	    $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu -n $(GPU_WORKERS) $(PYTEST_ARGS)

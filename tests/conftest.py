@@ -23,6 +23,16 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _fresh_memory_is_no_number(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors that nobody has written hold NaN, so that whoever reads one is found out. With it
+    come torch's deterministic kernels, which on a GPU would need settings of their own."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(request.node.get_closest_marker("gpu") is None)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
 def _structlog_as_it_was() -> Iterator[None]:
     """`structlog.testing.capture_logs` leaves structlog configured, which turns printing on."""
     yield
