@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = [
     "rewind_to",
     "set_mark",
 ]
+
+_PATIENCE_SECONDS = 5.0
 
 
 def open_watched(
@@ -94,6 +97,8 @@ def rewind(watched: Watched, item: SetMark) -> None:
         assert (session.token_ids, session.trace) == (moment.ids, moment.trace)
         assert session.messages == moment.messages
         watched.calls = dict(moment.calls)
+        # What a fork inherited unprocessed is unprocessed again.
+        watched.backlog = watched.backlog or session.stats.history_tokens < tokens - 1
     watched.settle()
 
 
@@ -160,7 +165,7 @@ def park(watched: Watched, place: Any, directory: Any) -> None:
 
 
 def close(watched: Watched, others: list[Watched]) -> None:
-    """Close a session: nothing works any more, and what only it read is gone at once."""
+    """Close a session: nothing works any more, and what only it read is gone."""
     session = watched.session
     mark = watched.set_mark(watched.tokens).mark
     shared = {id(item.buffer) for other in others for item in buffers_of(other.session)}
@@ -168,8 +173,10 @@ def close(watched: Watched, others: list[Watched]) -> None:
     session.close()
     session.close()
     assert (session.status, session.token_ids, session.stats.history_bytes) == ("closed", [], 0)
-    if any(reference() is not None for reference in own):
-        # An error that was caught holds on to the frames that it passed.
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while any(reference() is not None for reference in own) and time.monotonic() < end:
+        # An error that was caught holds on to the frames that it passed, and the engine's thread
+        # may still be on its way out of the last step.
         gc.collect()
     assert [reference for reference in own if reference() is not None] == []
     actions: list[Callable[[], Any]] = [

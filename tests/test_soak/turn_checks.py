@@ -90,6 +90,9 @@ def check_talk(watched: Watched, talk: Talk, outcome: Outcome) -> None:
     watched.lost = False
     watched.given_up_to = _given_up_to(before.processed_tokens, outcome)
     faithful = all(talk.turn(number).faithful for number in range(1, committed + 1)) and whole
+    if watched.odd_from is not None and len(ids) <= watched.odd_from:
+        # A hook has dropped it.
+        watched.odd_from = None
     if watched.odd_from is None and not faithful:
         watched.odd_from = min(common_tokens(before.ids, ids), start)
     watched.settle(range(0) if last.scripted or taken_back else range(start, len(ids)))

@@ -286,7 +286,14 @@ class Watched:
         limit = min(common_tokens(before.ids, now.ids), now.processed_tokens)
         if records:
             limit = min(limit, records[0].position - 1)
-        self.fast_rows = {row: fast for row, fast in self.fast_rows.items() if row < limit}
+        # And so are those of an answer that was given up, though the same ids may have come again.
+        # Of an answer that stays, the last record goes where its stop token gives way.
+        chosen = {record.position for record in now.trace}
+        self.fast_rows = {
+            row: fast
+            for row, fast in self.fast_rows.items()
+            if row < limit and not chosen.isdisjoint((row, row + 1))
+        }
         if not follows_dense(self.config):
             self.fast_rows |= new_fast_rows(
                 self.rules, records, refreshes, now.processed_tokens, partial(self._exact, now)
