@@ -44,8 +44,8 @@ def inside_call(output: Sequence[int], tags: tuple[int, int] | None) -> bool:
 class _Script:
     """The outputs of one session's next turns.
 
-    An output belongs to the place where its prompt ended, so whichever pass asks for a token, a
-    draft, a retry or the second run of a segment, gets the same one.
+    An output belongs to its prompt, so whichever pass asks for a token, a draft, a retry or the
+    second run of a segment, gets the same one.
     """
 
     def __init__(self, session: Session, outputs: Sequence[Sequence[int]]) -> None:
@@ -54,7 +54,7 @@ class _Script:
         self._exact_calls = session.config.tools.decode_calls == "exact"
         self._tags = call_tags(session)
         self._outputs = [list(output) for output in outputs]
-        self._by_start: dict[int, list[int]] = {}
+        self._by_prompt: dict[tuple[int, ...], list[int]] = {}
 
     def token(self, row: int, *, fast: bool) -> int | None:
         """What is drawn behind the token of a row; None leaves it to the model."""
@@ -66,9 +66,10 @@ class _Script:
             start -= 1
         if row < start - 1:
             return None
-        if start not in self._by_start:
-            self._by_start[start] = self._outputs.pop(0) if self._outputs else []
-        output, index = self._by_start[start], row + 1 - start
+        prompt = tuple(core.ids[:start])
+        if prompt not in self._by_prompt:
+            self._by_prompt[prompt] = self._outputs.pop(0) if self._outputs else []
+        output, index = self._by_prompt[prompt], row + 1 - start
         if index >= len(output):
             return None
         # Of a session without tools nothing is a call.
