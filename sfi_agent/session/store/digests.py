@@ -18,8 +18,9 @@ __all__ = ["DIGEST_BYTES", "as_bytes", "digest_of", "host_bytes"]
 DIGEST_BYTES = 32
 _ROW_WORDS = 1024
 _ROW_BYTES = 8 * _ROW_WORDS
-_CACHED_ROWS = 64
-"""Added up along both sides before the next ones: a CPU reads them from memory once."""
+_CACHED_ROWS = 256
+"""Added up along both sides before the next ones: 2 MiB, which many a cache holds. A quarter of it
+is no slower by itself, but threads that compute digests at once then wait for Python."""
 
 
 def digest_of(*pieces: Tensor) -> bytes:
