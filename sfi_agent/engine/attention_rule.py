@@ -8,9 +8,12 @@ kernels know neither inside the softmax; sinks can be added behind it, from log-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+from sfi_agent.observe.log import log_event
 
 __all__ = ["AttentionRule", "tiled_attention"]
 
@@ -91,6 +94,7 @@ def tiled_attention(
         Outputs `[heads, rows, value_dim]` in the dtype of `query`, and log-sum-exps
         `[heads, rows]` float32.
     """
+    _tell(query.device.type, str(query.dtype), bool(rule.softcap))
     (heads, rows), tokens = query.shape[:2], keys.shape[1]
     scaled = query.float() * rule.scale
     peak = scaled.new_full((heads, rows, 1), -torch.inf)
@@ -111,6 +115,13 @@ def tiled_attention(
         mixed = mixed * shrink + torch.matmul(weights, values[:, tile].float())
         peak = higher
     return (mixed / total).to(query.dtype), (total.log() + peak)[..., 0]
+
+
+@cache
+def _tell(device: str, dtype: str, capped: bool) -> None:
+    """Why no faster kernel runs, once per combination."""
+    reason = "tiles of float32: " + ("a soft-cap" if capped else "sinks beside a mask")
+    log_event("debug", "attention_kernel_chosen", device=device, dtype=dtype, reason=reason)
 
 
 def _later(rows: int, low: int, logits: Tensor) -> Tensor:

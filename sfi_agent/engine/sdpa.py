@@ -10,6 +10,7 @@ log-sum-exps. `reference_attention` is the plain float32 form that everything is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -129,11 +130,20 @@ def attend_rows(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule
         rule: Of the layer.
     """
     folded = _fold(query, keys.shape[0])
-    kernels = row_kernels(folded, keys, values) if rule.sinks is None else None
-    if kernels is not None:
+    kernels = row_kernels(folded, keys, values)
+    if kernels is not None and rule.sinks is not None:
+        _tell_sinks(str(query.dtype))
+    elif kernels is not None:
         out = kernels.attend(folded, keys, values, rule.scale, rule.softcap)
         return out.reshape(*query.shape[:2], values.shape[-1])
     return _torch_rows(query, keys, values, rule)
+
+
+@cache
+def _tell_sinks(dtype: str) -> None:
+    """Why the compiled rows are there and not used, once."""
+    reason = "torch's attention: compiled rows return no log-sum-exps, which sinks need"
+    log_event("debug", "attention_kernel_chosen", device="cpu", dtype=dtype, reason=reason)
 
 
 def _torch_rows(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:

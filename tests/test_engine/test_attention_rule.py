@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from torch import Tensor
 
-from sfi_agent.engine import attention_rule
+from sfi_agent.engine import attention_rule, sdpa
 from sfi_agent.engine.attention_rule import AttentionRule, tiled_attention
+from sfi_agent.engine.cpu_rows import row_kernels
 from sfi_agent.engine.history import LayerHistory, Piece
 from sfi_agent.engine.kernels import EvidenceBuffers, merge_parts
 from sfi_agent.engine.memory import LayerMemory, MemoryLayout
@@ -167,3 +169,20 @@ def test_sinks_behind_the_step_kernels(asked: int) -> None:
     torch.testing.assert_close(buffers.rest_mass, by_row(expected))
     assert sink_part(RULES["softcap"], out, lse) == []
     assert evidence_with_sinks(RULES["softcap"], buffers, lse) is lse
+
+
+@pytest.mark.parametrize(("name", "said"), [("softcap", "a soft-cap"), ("sinks", "compiled rows")])
+def test_what_is_not_used_is_told_once(name: str, said: str) -> None:
+    """The fast path of plain rows is left for a reason that is in the log."""
+    attention_rule._tell.cache_clear()
+    sdpa._tell_sinks.cache_clear()
+    keys = drawn(2, 2, 700, 64, dtype=torch.bfloat16)
+    if row_kernels(drawn(1, 2, 2, 64, dtype=torch.bfloat16), keys, keys) is None:
+        pytest.skip("no C compiler on this machine")
+    float_keys = keys if name == "sinks" else keys.float()
+    with capture_logs() as logs:
+        for _ in range(2):
+            query = drawn(1, 4, 1, 64, dtype=float_keys.dtype)
+            attend_rows(query, float_keys, float_keys, RULES[name])
+    reasons = [entry["reason"] for entry in logs if entry["event"] == "attention_kernel_chosen"]
+    assert sum(said in reason for reason in reasons) == 1
